@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The targets; each is a script of scripts/ or a command of the test harness.
+
+export PINWB_CACHE := $(or $(PINWB_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pinwb)
+# One tree and one set of builds for each checkout.
+work := $(PINWB_CACHE)/$(shell printf %s '$(realpath .)' | sha256sum | cut -c1-12)
+
+export PINWB_TREE := $(work)/linux
+export PINWB_BUILD := $(work)/build-x86
+export PINWB_KERNEL := $(PINWB_BUILD)/arch/x86/boot/bzImage
+export PINWB_KERNEL_NOPINWB := $(work)/build-x86-nopinwb/arch/x86/boot/bzImage
+export PINWB_UML := $(work)/build-uml/linux
+export PINWB_UML_NOPINWB := $(work)/build-uml-nopinwb/linux
+export PINWB_KUNIT_TAP := $(work)/kunit.ktap
+export CARGO_TARGET_DIR := $(PINWB_CACHE)/cargo-target
+export KSRC FORCE
+
+harness = cargo run --quiet --manifest-path selftests/Cargo.toml --release --locked \
+	-p pinwb-harness --
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo
+	@echo '  KSRC=dir|tarball    another 7.2.y kernel than the distribution'\''s package'
+	@echo '  PINWB_CACHE=dir     where trees, builds and downloads go (now $(PINWB_CACHE))'
+	@echo '  ARGS=...            more arguments for the harness (check, demo, vm, bench-pin)'
+
+deps: ## install what is needed (as root), or print how
+	@scripts/deps
+
+tree: deps ## fetch and unpack the kernel, place our files, apply the series
+	@scripts/tree
+
+refresh: ## write the tree's commits back to fs-hooks/
+	@scripts/refresh
+
+series: tree ## write a complete series for your own kernel: OUT=dir
+	@scripts/export-series '$(OUT)'
+
+kernel: tree ## build the x86-64 kernel
+	@scripts/build x86
+
+uml: tree ## build the UML kernel
+	@scripts/build uml
+
+kernel-nopinwb: tree ## the same with CONFIG_PINWB=n, for benchmarks
+	@scripts/build x86 nopinwb
+
+uml-nopinwb: tree ## the same with CONFIG_PINWB=n, for benchmarks
+	@scripts/build uml nopinwb
+
+kunit: uml ## run the KUnit suites in UML: GLOB='pinwb*'
+	@scripts/kunit '$(PINWB_UML)' '$(PINWB_KUNIT_TAP)' $(if $(GLOB),'$(GLOB)')
+
+lint: tree ## style and static checks, no kernel build
+	@scripts/lint
+
+clippy: tree ## clippy over the kernel's side
+	@scripts/build uml clippy -- CLIPPY=1 prepare mm/pinwb/
+
+rustdoc: tree ## the kernel crate's documentation
+	@scripts/build uml -- rustdoc
+
+# What fails before the guest starts is in the harness's count as well: it reads
+# the KTAP file, so a failing suite must not end the run here.
+check: deps tree lint uml ## everything: lint, KUnit, guest tests
+	-@scripts/kunit '$(PINWB_UML)' '$(PINWB_KUNIT_TAP)' >/dev/null
+	@$(MAKE) --no-print-directory kernel
+	@$(harness) check --kernel '$(PINWB_KERNEL)' $(ARGS)
+
+demo: kernel ## show what pinned writeback does
+	@$(harness) demo --kernel '$(PINWB_KERNEL)' $(ARGS)
+
+vm: kernel ## a shell in the guest
+	@$(harness) vm --kernel '$(PINWB_KERNEL)' $(ARGS)
+
+bench-pin: kernel kernel-nopinwb ## speed of pin and unpin, with and without the subsystem
+	@$(harness) bench-pin --kernel '$(PINWB_KERNEL)' $(ARGS)
+
+clean: ## delete this checkout's builds; the tree stays
+	rm -rf '$(work)'/build-*
+
+distclean: ## delete this checkout's builds and tree; downloads and ccache stay
+	rm -rf '$(work)'
+
+.PHONY: help deps tree refresh series kernel uml kernel-nopinwb uml-nopinwb kunit lint \
+	clippy rustdoc check demo vm bench-pin clean distclean
