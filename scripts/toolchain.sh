@@ -44,6 +44,8 @@ setup_toolchain() {
 	# every build: what ccache needs to answer for another clone.
 	export CCACHE_DIR=${CCACHE_DIR:-$PINWB_CACHE/ccache}
 	export CCACHE_BASEDIR=$PINWB_WORK CCACHE_NOHASHDIR=1
+	# It makes paths relative; __FILE__ must be the kernel's own all the same.
+	export KCPPFLAGS=-fmacro-prefix-map=../linux/=
 	export CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-5G}
 	export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970'
 	export KBUILD_BUILD_USER=pinwb KBUILD_BUILD_HOST=pinwb
