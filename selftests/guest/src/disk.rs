@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is on the disk, as a power cut would leave it.
+//!
+//! A read through the mounted filesystem proves nothing: a cached one returns the page that the device
+//! wrote to, a direct one writes the page back first. So the bytes are read from the block device below,
+//! past every cache, either where the file's extent map says that they are or from an image of the whole
+//! filesystem that is mounted anew, with journal recovery.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context, Result};
+
+use crate::map::{Mapping, PAGE};
+
+/// A block device, read with O_DIRECT.
+pub struct RawDisk {
+    file: File,
+    path: PathBuf,
+}
+
+const CHUNK: usize = 1 << 20;
+
+impl RawDisk {
+    /// Opens the device at `path` for reading.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)
+            .with_context(|| format!("cannot open {} with O_DIRECT", path.display()))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Reads `range` of the device. It is widened to whole pages for the device's sake.
+    pub fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        self.read_chunks(range, |_, chunk| {
+            bytes.extend_from_slice(chunk);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    fn read_chunks(
+        &self,
+        range: Range<u64>,
+        mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let buffer = Mapping::anonymous(CHUNK + PAGE)?;
+        let mut copy = vec![0; CHUNK];
+        let mut position = range.start;
+        while position < range.end {
+            let start = position / PAGE as u64 * PAGE as u64;
+            let end = range.end.min(position + CHUNK as u64);
+            let len = (end - start).next_multiple_of(PAGE as u64) as usize;
+            // SAFETY: `len` is at most the buffer's length, and nothing else uses the buffer.
+            let read = unsafe {
+                libc::pread(
+                    self.file.as_raw_fd(),
+                    buffer.address() as *mut libc::c_void,
+                    len,
+                    start as libc::off_t,
+                )
+            };
+            if read < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if (read as u64) < end - start {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let wanted = &mut copy[..(end - position) as usize];
+            buffer.load_into((position - start) as usize, wanted);
+            each(position, wanted)?;
+            position = end;
+        }
+        Ok(())
+    }
+
+    /// Copies the first `len` bytes to a new file at `path`, leaving holes where there are zeroes.
+    pub fn copy_sparse(&self, len: u64, path: &Path) -> Result<()> {
+        let _ = fs::remove_file(path);
+        let image = File::create(path)?;
+        image.set_len(len)?;
+        self.read_chunks(0..len, |position, chunk| {
+            for (index, block) in chunk.chunks(PAGE).enumerate() {
+                if block.iter().any(|byte| *byte != 0) {
+                    image.write_all_at(block, position + (index * PAGE) as u64)?;
+                }
+            }
+            Ok(())
+        })
+        .with_context(|| format!("cannot copy {}", self.path.display()))
+    }
+}
+
+/// The block device whose serial number is `serial`, if there is one.
+pub fn by_serial(serial: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir("/sys/block").ok()?;
+    entries.flatten().find_map(|entry| {
+        let found = fs::read_to_string(entry.path().join("serial")).ok()?;
+        (found.trim() == serial).then(|| Path::new("/dev").join(entry.file_name()))
+    })
+}
+
+/// Bytes that the block device at `path` holds.
+pub fn device_size(path: &Path) -> Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    Ok(File::open(path)?.seek(SeekFrom::End(0))?)
+}
+
+/// Writes zeroes over the first `len` bytes of a device, by the device's own means if it has any.
+pub fn zero(path: &Path, len: u64) -> Result<()> {
+    const BLKZEROOUT: libc::c_ulong = 0x127f;
+    let device = OpenOptions::new().read(true).write(true).open(path)?;
+    let range: [u64; 2] = [0, len];
+    // SAFETY: BLKZEROOUT reads two 64-bit numbers from `range`.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), BLKZEROOUT as _, range.as_ptr()) };
+    if done != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("cannot zero {}", path.display()));
+    }
+    device.sync_all()?;
+    Ok(())
+}
+
+/// One extent as FIEMAP tells it; all in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    logical: u64,
+    physical: u64,
+    len: u64,
+    flags: u32,
+}
+
+const FIEMAP_EXTENT_LAST: u32 = 0x1;
+const FIEMAP_EXTENT_UNKNOWN: u32 = 0x2;
+const FIEMAP_EXTENT_DELALLOC: u32 = 0x4;
+const FIEMAP_EXTENT_ENCODED: u32 = 0x8;
+const FIEMAP_EXTENT_DATA_INLINE: u32 = 0x200;
+const FIEMAP_EXTENT_UNWRITTEN: u32 = 0x800;
+
+/// Where one stretch of a file lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At this byte of the device.
+    Disk(u64),
+    /// Nowhere: reads as zeroes.
+    Hole,
+    /// Has blocks, but reads as zeroes until they are converted.
+    Unwritten,
+    /// Waits for blocks.
+    Delayed,
+    /// In the inode, compressed or encrypted: the raw bytes say nothing.
+    Opaque,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+const EXTENTS_AT_ONCE: usize = 128;
+
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; EXTENTS_AT_ONCE],
+}
+
+/// The extents of a file, without FIEMAP_FLAG_SYNC: that would write the pages back.
+pub fn extents(file: &File) -> Result<Vec<Extent>> {
+    const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+    let mut found: Vec<Extent> = Vec::new();
+    let mut start = 0;
+    loop {
+        // SAFETY: all-zero is a valid value of this plain structure.
+        let mut request: Fiemap = unsafe { std::mem::zeroed() };
+        request.start = start;
+        request.length = u64::MAX - start;
+        request.extent_count = EXTENTS_AT_ONCE as u32;
+        // SAFETY: the structure has room for `extent_count` extents, all that the kernel writes.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut request) };
+        if done != 0 {
+            return Err(io::Error::last_os_error()).context("FIEMAP failed");
+        }
+        let batch = &request.extents[..request.mapped_extents as usize];
+        found.extend(batch.iter().map(|extent| Extent {
+            logical: extent.logical,
+            physical: extent.physical,
+            len: extent.length,
+            flags: extent.flags,
+        }));
+        match batch.last() {
+            Some(last) if last.flags & FIEMAP_EXTENT_LAST == 0 => {
+                start = last.logical + last.length;
+            }
+            _ => return Ok(found),
+        }
+    }
+}
+
+/// Cuts `range` of a file into stretches that each live in one place. `extents` are in file order.
+fn pieces(extents: &[Extent], range: Range<u64>) -> Vec<(Range<u64>, Place)> {
+    let mut pieces = Vec::new();
+    let mut position = range.start;
+    for extent in extents {
+        let start = extent.logical.max(position);
+        let end = (extent.logical + extent.len).min(range.end);
+        if start >= end {
+            continue;
+        }
+        if position < start {
+            pieces.push((position..start, Place::Hole));
+        }
+        let opaque = FIEMAP_EXTENT_ENCODED | FIEMAP_EXTENT_DATA_INLINE;
+        let place = if extent.flags & FIEMAP_EXTENT_DELALLOC != 0 {
+            Place::Delayed
+        } else if extent.flags & (opaque | FIEMAP_EXTENT_UNKNOWN) != 0 {
+            Place::Opaque
+        } else if extent.flags & FIEMAP_EXTENT_UNWRITTEN != 0 {
+            Place::Unwritten
+        } else {
+            Place::Disk(extent.physical + (start - extent.logical))
+        };
+        pieces.push((start..end, place));
+        position = end;
+    }
+    if position < range.end {
+        pieces.push((position..range.end, Place::Hole));
+    }
+    pieces
+}
+
+/// The contents of one stretch of a file as the disk has them.
+pub struct OnDisk {
+    /// The bytes; zeroes where the file has no written block.
+    pub bytes: Vec<u8>,
+    /// Stretches that have no written block, and why.
+    pub missing: Vec<(Range<u64>, Place)>,
+}
+
+/// Reads `range` of a file from the device below its filesystem.
+pub fn read_below(disk: &RawDisk, file: &File, range: Range<u64>) -> Result<OnDisk> {
+    let mut on_disk = OnDisk {
+        bytes: Vec::with_capacity((range.end - range.start) as usize),
+        missing: Vec::new(),
+    };
+    for (piece, place) in pieces(&extents(file)?, range) {
+        let len = (piece.end - piece.start) as usize;
+        match place {
+            Place::Disk(physical) => {
+                let bytes = disk
+                    .read(physical..physical + len as u64)
+                    .with_context(|| format!("cannot read {len} bytes at {physical}"))?;
+                on_disk.bytes.extend_from_slice(&bytes);
+            }
+            _ => {
+                on_disk.bytes.resize(on_disk.bytes.len() + len, 0);
+                on_disk.missing.push((piece, place));
+            }
+        }
+    }
+    Ok(on_disk)
+}
+
+/// Where `range` of a file lies on the device; fails if part of it has no written block.
+pub fn locate(file: &File, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+    pieces(&extents(file)?, range)
+        .into_iter()
+        .map(|(piece, place)| match place {
+            Place::Disk(physical) => Ok(physical..physical + (piece.end - piece.start)),
+            other => bail!("bytes {piece:?} of the file are not on the disk: {other:?}"),
+        })
+        .collect()
+}
+
+/// True if the contents of the file are in its inode.
+pub fn is_inline(file: &File) -> Result<bool> {
+    Ok(extents(file)?
+        .iter()
+        .any(|extent| extent.flags & FIEMAP_EXTENT_DATA_INLINE != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(logical: u64, physical: u64, len: u64, flags: u32) -> Extent {
+        Extent {
+            logical,
+            physical,
+            len,
+            flags,
+        }
+    }
+
+    #[test]
+    fn a_file_without_extents_is_a_hole() {
+        assert_eq!(pieces(&[], 0..4096), [(0..4096, Place::Hole)]);
+    }
+
+    #[test]
+    fn a_range_starts_and_ends_inside_extents() {
+        let extents = [extent(0, 10_000, 4096, 0), extent(4096, 50_000, 4096, 0)];
+        assert_eq!(
+            pieces(&extents, 1024..5120),
+            [
+                (1024..4096, Place::Disk(11_024)),
+                (4096..5120, Place::Disk(50_000)),
+            ]
+        );
+    }
+
+    #[test]
+    fn gaps_are_holes_and_flags_are_obeyed() {
+        let extents = [
+            extent(4096, 0, 4096, FIEMAP_EXTENT_UNWRITTEN),
+            extent(
+                8192,
+                0,
+                4096,
+                FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_UNKNOWN,
+            ),
+            extent(16_384, 1_000, 4096, FIEMAP_EXTENT_LAST),
+        ];
+        assert_eq!(
+            pieces(&extents, 0..24_576),
+            [
+                (0..4096, Place::Hole),
+                (4096..8192, Place::Unwritten),
+                (8192..12_288, Place::Delayed),
+                (12_288..16_384, Place::Hole),
+                (16_384..20_480, Place::Disk(1_000)),
+                (20_480..24_576, Place::Hole),
+            ]
+        );
+    }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The filesystems that the tests run on.
+
+use std::ffi::CString;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context, Result};
+
+/// What differs from one filesystem to the next.
+pub trait FsKind: Sync {
+    /// The name that mount(2) knows.
+    fn name(&self) -> &'static str;
+    /// The command that makes a filesystem of `size` bytes on `device`.
+    fn mkfs(&self, device: &Path, size: u64, options: &[String]) -> Command;
+    /// The command that exits with 0 if the unmounted filesystem is sound, and changes nothing.
+    fn check(&self, device: &Path) -> Command;
+    /// Mount options that every test has.
+    fn mount_options(&self) -> &'static str;
+    /// True if FIEMAP gives byte offsets of the one device.
+    fn extents_are_device_offsets(&self) -> bool;
+}
+
+struct Ext4;
+
+impl FsKind for Ext4 {
+    fn name(&self) -> &'static str {
+        "ext4"
+    }
+
+    fn mkfs(&self, device: &Path, size: u64, options: &[String]) -> Command {
+        let mut command = Command::new("mkfs.ext4");
+        // The device was zeroed, so neither the journal nor the inode tables need it.
+        command
+            .args(["-q", "-F", "-E"])
+            .arg("nodiscard,lazy_itable_init=1,lazy_journal_init=1")
+            .args(options)
+            .arg(device)
+            .arg(format!("{}k", size / 1024));
+        command
+    }
+
+    fn check(&self, device: &Path) -> Command {
+        let mut command = Command::new("e2fsck");
+        command.args(["-f", "-n"]).arg(device);
+        command
+    }
+
+    fn mount_options(&self) -> &'static str {
+        "noinit_itable"
+    }
+
+    fn extents_are_device_offsets(&self) -> bool {
+        true
+    }
+}
+
+/// The filesystem of that name.
+pub fn by_name(name: &str) -> Result<&'static dyn FsKind> {
+    match name {
+        "ext4" => Ok(&Ext4),
+        _ => bail!("no tests for filesystem {name}"),
+    }
+}
+
+/// Runs a command; its output becomes part of the error if it fails.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        bail!("{command:?}: {}\n{}", output.status, text.trim_end());
+    }
+    Ok(text)
+}
+
+/// Joins mount options that may be empty.
+pub fn join_options(options: &[&str]) -> String {
+    let some: Vec<&str> = options.iter().copied().filter(|o| !o.is_empty()).collect();
+    some.join(",")
+}
+
+/// Mounts `device` on `directory`.
+pub fn mount(device: &Path, directory: &Path, kind: &str, options: &str) -> Result<()> {
+    let mut command = Command::new("mount");
+    command.args(["-t", kind]);
+    if !options.is_empty() {
+        command.args(["-o", options]);
+    }
+    run(command.arg(device).arg(directory)).map(|_| ())
+}
+
+/// Unmounts `directory`. A ring or a memory region of a process that has just died may hold it for a
+/// moment.
+pub fn unmount(directory: &Path) -> Result<()> {
+    let path = CString::new(directory.as_os_str().as_encoded_bytes())?;
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        // SAFETY: `path` is a C string.
+        if unsafe { libc::umount2(path.as_ptr(), 0) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= end {
+            return Err(error).with_context(|| format!("cannot unmount {}", directory.display()));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Detaches `directory` whatever uses it; for cleaning up after a failure.
+pub fn detach(directory: &Path) {
+    if let Ok(path) = CString::new(directory.as_os_str().as_encoded_bytes()) {
+        // SAFETY: `path` is a C string.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the kernel says about its pins, and its switches.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context, Result};
+
+use crate::tap::skip;
+
+const ROOT: &str = "/sys/kernel/debug/pinwb";
+
+fn read(name: &str) -> Result<String> {
+    let path = Path::new(ROOT).join(name);
+    fs::read_to_string(&path).or_else(|_| skip(format!("no {}", path.display())))
+}
+
+/// The totals.
+#[derive(Clone, Debug)]
+pub struct Stats(BTreeMap<String, u64>);
+
+impl Stats {
+    /// Reads them; a kernel without them skips the test.
+    pub fn read() -> Result<Self> {
+        Ok(Self::parse(&read("stats")?))
+    }
+
+    fn parse(text: &str) -> Self {
+        Self(
+            text.lines()
+                .filter_map(|line| {
+                    let (name, value) = line.trim().split_once(char::is_whitespace)?;
+                    Some((name.to_owned(), value.trim().parse().ok()?))
+                })
+                .collect(),
+        )
+    }
+
+    /// The value of that name, 0 if the kernel has none.
+    pub fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+}
+
+/// One pinned folio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folio {
+    /// Device, inode and first page of the file, unless the folio has left its file.
+    pub place: Option<(u64, u64, u64)>,
+    /// Pages in the folio.
+    pub pages: u64,
+    /// Writable long-term pins.
+    pub count: u64,
+}
+
+fn parse_folio(line: &str) -> Option<Folio> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [device, inode, index, pages, _pfn, count] = fields[..] else {
+        return None;
+    };
+    let place = match (device.split_once(':'), inode.parse(), index.parse()) {
+        (Some((major, minor)), Ok(inode), Ok(index)) => Some((
+            libc::makedev(major.parse().ok()?, minor.parse().ok()?),
+            inode,
+            index,
+        )),
+        _ => None,
+    };
+    Some(Folio {
+        place,
+        pages: pages.parse().ok()?,
+        count: count.parse().ok()?,
+    })
+}
+
+/// All folios with a count above zero.
+pub fn folios() -> Result<Vec<Folio>> {
+    read("ledger")?
+        .lines()
+        .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
+        .map(|line| parse_folio(line).with_context(|| format!("odd ledger line: {line}")))
+        .collect()
+}
+
+/// The pinned folios of one file, in file order.
+pub fn folios_of(file: &File) -> Result<Vec<Folio>> {
+    let metadata = file.metadata()?;
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    let mut folios = folios()?;
+    folios.retain(|folio| matches!(folio.place, Some((d, i, _)) if (d, i) == (device, inode)));
+    folios.sort_by_key(|folio| folio.place);
+    Ok(folios)
+}
+
+/// Pins on all folios of one file together.
+pub fn pins_of(file: &File) -> Result<u64> {
+    Ok(folios_of(file)?.iter().map(|folio| folio.count).sum())
+}
+
+/// Waits until the kernel knows of no pin any more; some owners release theirs from a work queue.
+pub fn wait_until_empty(seconds: u64) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        let pins = Stats::read()?.get("pins");
+        let folios = folios()?;
+        if pins == 0 && folios.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            bail!("{pins} pins left after {seconds} s, on {folios:?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A debugfs value that goes back to 0 when dropped.
+pub struct Switch(PathBuf);
+
+impl Switch {
+    fn set(path: PathBuf, value: &str) -> Result<Self> {
+        if !path.exists() {
+            return skip(format!("no {}", path.display()));
+        }
+        fs::write(&path, value).with_context(|| format!("cannot set {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Disables one safety step.
+    pub fn knock_out(name: &str) -> Result<Self> {
+        Self::set(Path::new(ROOT).join("knockout").join(name), "1")
+    }
+
+    /// Opens one race window by so many milliseconds.
+    pub fn delay(name: &str, milliseconds: u32) -> Result<Self> {
+        let path = Path::new(ROOT).join("delay").join(name);
+        Self::set(path, &milliseconds.to_string())
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.0, "0");
+    }
+}
+
+/// Sets everything back, in case a test was killed while a switch was on.
+pub fn reset_switches() {
+    for directory in ["knockout", "delay"] {
+        for entry in fs::read_dir(Path::new(ROOT).join(directory))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = fs::write(entry.path(), "0");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stats_are_names_and_numbers() {
+        let stats = Stats::parse("pins 12\nbounced_bytes  4096\nodd\n");
+        assert_eq!(stats.get("pins"), 12);
+        assert_eq!(stats.get("bounced_bytes"), 4096);
+        assert_eq!(stats.get("absent"), 0);
+    }
+
+    #[test]
+    fn a_folio_in_a_file_and_one_that_left_it() {
+        let place = Some((libc::makedev(254, 16), 12, 512));
+        assert_eq!(
+            parse_folio("254:16 12 512 512 81920 3"),
+            Some(Folio {
+                place,
+                pages: 512,
+                count: 3
+            })
+        );
+        assert_eq!(
+            parse_folio("- - - 1 81920 1"),
+            Some(Folio {
+                place: None,
+                pages: 1,
+                count: 1
+            })
+        );
+        assert_eq!(parse_folio("nonsense"), None);
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tests of pinned writeback. They run as root inside a guest of the kernel under test, pin pages of
+//! mapped files by means of real devices (io_uring, RDMA), and compare what those devices wrote with what
+//! is on the raw disk.
+
+mod context;
+mod demo;
+mod device;
+mod disk;
+mod fs;
+mod kmsg;
+mod layer;
+mod ledger;
+mod map;
+mod options;
+mod pagemap;
+mod stamp;
+mod tap;
+mod tests;
+mod uring;
+mod verbs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+use crate::options::Options;
+
+/// Tests of pinned writeback, for the inside of a guest
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the name of every test
+    List,
+    /// Run tests and print TAP
+    Run {
+        /// Only tests whose name contains this; may be given more than once
+        #[arg(long)]
+        filter: Vec<String>,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// RDMA into a mapped file while fsync runs, with a summary
+    Demo {
+        /// Print the summary as one line of JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Run one test here, on a filesystem that is mounted already
+    #[command(hide = true)]
+    One {
+        name: String,
+        #[command(flatten)]
+        options: Options,
+        #[arg(long)]
+        device: Option<PathBuf>,
+        #[arg(long)]
+        raw: Option<PathBuf>,
+        #[arg(long, default_value_t = 0)]
+        device_size: u64,
+        #[arg(long, default_value = "")]
+        mounted_with: String,
+    },
+    /// The sending side of an RDMA test; orders come from standard input
+    #[command(hide = true)]
+    VerbsPeer,
+    /// Register a mapped file and wait to be killed
+    #[command(hide = true)]
+    HoldPins { device: String, file: PathBuf },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pinwb-test: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::List => {
+            for test in tests::all() {
+                println!("{}", test.name);
+            }
+        }
+        Command::Run { filter, options } => {
+            let selected = tests::select(&filter, &options.fs);
+            if !tap::run_all(&selected, &options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Demo { json, options } => demo::run(json, &options)?,
+        Command::One {
+            name,
+            options,
+            device,
+            raw,
+            device_size,
+            mounted_with,
+        } => {
+            let test = tests::all()
+                .into_iter()
+                .find(|test| test.name == name)
+                .with_context(|| format!("no test {name}"))?;
+            let place = device.as_deref().zip(raw.as_deref());
+            let context = context::Context::new(
+                fs::by_name(&options.fs)?,
+                &options.work,
+                place.map(|(device, raw)| (device, raw, device_size)),
+                &mounted_with,
+            )?;
+            return Ok(ExitCode::from(tap::run_here(&test, &context) as u8));
+        }
+        Command::VerbsPeer => verbs::run_peer()?,
+        Command::HoldPins { device, file } => tests::hold_pins(&device, &file)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shared file mappings and aligned anonymous memory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr;
+
+/// Bytes in a page of the only architecture that the guests have.
+pub const PAGE: usize = 4096;
+
+/// A mapping that is removed when dropped. Devices and other threads write to it at any time, so its
+/// bytes are only ever copied, never borrowed.
+pub struct Mapping {
+    address: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the type gives out copies of the bytes and an address; it holds no reference to them.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; concurrent copies race in their contents only, which the tests expect.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: i32, flags: i32, offset: u64, len: usize) -> io::Result<Self> {
+        // SAFETY: the kernel chooses the address, so no existing mapping is touched.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                fd,
+                offset as libc::off_t,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            address: address.cast(),
+            len,
+        })
+    }
+
+    /// Maps `len` bytes of `file` from byte `offset` on, shared and writable.
+    pub fn shared(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+        Self::new(file.as_raw_fd(), libc::MAP_SHARED, offset, len)
+    }
+
+    /// Anonymous memory, page aligned as O_DIRECT wants it.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        Self::new(-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, 0, len)
+    }
+
+    /// Where the mapping starts.
+    pub fn address(&self) -> usize {
+        self.address as usize
+    }
+
+    /// Bytes mapped.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No fault-around and no readahead: each page that is touched gets a folio of its own.
+    pub fn advise_random(&self) {
+        // SAFETY: the range is the mapping itself; the advice changes no contents.
+        unsafe { libc::madvise(self.address.cast(), self.len, libc::MADV_RANDOM) };
+    }
+
+    /// A store by the CPU.
+    pub fn store(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.len);
+        // SAFETY: the range is inside the mapping; `bytes` is private memory, so they don't overlap.
+        unsafe {
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.add(offset), bytes.len());
+        }
+    }
+
+    /// A copy of what the CPU sees.
+    pub fn load(&self, offset: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.load_into(offset, &mut bytes);
+        bytes
+    }
+
+    /// As [`Mapping::load`], into a buffer that exists already.
+    pub fn load_into(&self, offset: usize, bytes: &mut [u8]) {
+        assert!(offset + bytes.len() <= self.len);
+        // SAFETY: the range is inside the mapping; `bytes` is private memory, so they don't overlap.
+        unsafe {
+            ptr::copy_nonoverlapping(self.address.add(offset), bytes.as_mut_ptr(), bytes.len());
+        }
+    }
+
+    /// Reads one byte of each page, so that all are mapped.
+    pub fn touch(&self) {
+        for offset in (0..self.len).step_by(PAGE) {
+            // SAFETY: inside the mapping.
+            unsafe { self.address.add(offset).read_volatile() };
+        }
+    }
+
+    /// msync(MS_SYNC) of the whole mapping.
+    pub fn sync(&self) -> io::Result<()> {
+        // SAFETY: the range is the mapping itself.
+        match unsafe { libc::msync(self.address.cast(), self.len, libc::MS_SYNC) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new` and nothing borrows from it.
+        unsafe { libc::munmap(self.address.cast(), self.len) };
+    }
+}

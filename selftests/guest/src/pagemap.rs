@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel's flags of single pages.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{bail, Result};
+
+use crate::map::{Mapping, PAGE};
+use crate::tap::skip;
+
+/// The page has data that is not on the disk.
+pub const DIRTY: u64 = 1 << 4;
+/// The page is being written.
+pub const WRITEBACK: u64 = 1 << 8;
+
+/// Reads page flags through one mapping.
+pub struct PageFlags {
+    pagemap: File,
+    flags: File,
+}
+
+impl PageFlags {
+    /// Opens the kernel's files; without them the test is skipped.
+    pub fn open() -> Result<Self> {
+        match (
+            File::open("/proc/self/pagemap"),
+            File::open("/proc/kpageflags"),
+        ) {
+            (Ok(pagemap), Ok(flags)) => Ok(Self { pagemap, flags }),
+            _ => skip("no /proc/kpageflags"),
+        }
+    }
+
+    fn number(file: &File, index: u64) -> Result<u64> {
+        let mut word = [0; 8];
+        file.read_exact_at(&mut word, index * 8)?;
+        Ok(u64::from_ne_bytes(word))
+    }
+
+    /// The flags of each page in `range`, given in bytes of the mapping. All must be mapped.
+    pub fn of(&self, map: &Mapping, range: Range<usize>) -> Result<Vec<u64>> {
+        let mut flags = Vec::new();
+        for offset in range.step_by(PAGE) {
+            let address = (map.address() + offset) as u64;
+            let entry = Self::number(&self.pagemap, address / PAGE as u64)?;
+            if entry >> 63 == 0 {
+                bail!("the page at byte {offset} is not mapped");
+            }
+            flags.push(Self::number(&self.flags, entry & ((1 << 55) - 1))?);
+        }
+        Ok(flags)
+    }
+
+    /// How many pages of `range` have the flag.
+    pub fn count(&self, map: &Mapping, range: Range<usize>, flag: u64) -> Result<usize> {
+        let flags = self.of(map, range)?;
+        Ok(flags.iter().filter(|flags| *flags & flag != 0).count())
+    }
+}

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs tests, each in a process of its own on a filesystem of its own, and says what came of them in TAP.
+
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail, Context as _, Result};
+
+use crate::context::Context;
+use crate::fs::{self as filesystem, FsKind};
+use crate::kmsg::{is_splat, Kmsg};
+use crate::layer::Layer;
+use crate::ledger;
+use crate::options::Options;
+
+/// The reason why a test can't run here; travels as an error.
+#[derive(Debug)]
+pub struct Skip(String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// Ends the test: it can't run here.
+pub fn skip<T>(why: impl Into<String>) -> Result<T> {
+    Err(Skip(why.into()).into())
+}
+
+/// Prints a diagnostic line. The runner marks it as one.
+#[macro_export]
+macro_rules! diag {
+    ($($argument:tt)*) => { println!($($argument)*) };
+}
+
+/// Where a test runs, and what it does.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// `theme.name`.
+    pub name: &'static str,
+    /// The body.
+    pub run: fn(&Context) -> Result<()>,
+    /// The device below the filesystem.
+    pub layer: Layer,
+    /// mkfs options beside those of the command line.
+    pub mkfs: &'static str,
+    /// Mount options beside those of the command line.
+    pub mount: &'static str,
+    /// The only filesystem that it is about; empty if any will do.
+    pub only: &'static str,
+    /// Seconds after which it has failed.
+    pub timeout: u64,
+}
+
+impl Test {
+    /// A test on a plain disk with the options of the command line.
+    pub const fn new(name: &'static str, run: fn(&Context) -> Result<()>) -> Self {
+        Self {
+            name,
+            run,
+            layer: Layer::Disk,
+            mkfs: "",
+            mount: "",
+            only: "",
+            timeout: 180,
+        }
+    }
+
+    /// On another device.
+    pub const fn on(self, layer: Layer) -> Self {
+        Self { layer, ..self }
+    }
+
+    /// For one filesystem only, with options of its own.
+    pub const fn only(self, only: &'static str, mkfs: &'static str, mount: &'static str) -> Self {
+        Self {
+            only,
+            mkfs,
+            mount,
+            ..self
+        }
+    }
+
+    /// With another time limit, in seconds.
+    pub const fn timeout(self, timeout: u64) -> Self {
+        Self { timeout, ..self }
+    }
+}
+
+/// What came of a test.
+enum Verdict {
+    Pass,
+    Skip(String),
+    Fail(Vec<String>),
+}
+
+/// Exit status of a child whose test can't run, as in the kernel's selftests.
+pub const EXIT_SKIP: i32 = 4;
+const SKIP_MARK: &str = "\u{1}skip ";
+
+/// Runs the body of one test in this process and returns the exit status.
+pub fn run_here(test: &Test, context: &Context) -> i32 {
+    match (test.run)(context) {
+        Ok(()) => 0,
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(Skip(why)) => {
+                println!("{SKIP_MARK}{}", why.replace('\n', " "));
+                EXIT_SKIP
+            }
+            None => {
+                println!("{error:?}");
+                1
+            }
+        },
+    }
+}
+
+/// Runs `tests` one after the other. Returns true if none failed.
+pub fn run_all(tests: &[Test], options: &Options) -> Result<bool> {
+    let runner = Runner::new(options)?;
+    println!("TAP version 13");
+    println!("1..{}", tests.len());
+    let mut sound = true;
+    for (index, test) in tests.iter().enumerate() {
+        let number = index + 1;
+        let start = Instant::now();
+        let verdict = runner.run(test);
+        let seconds = start.elapsed().as_secs_f32();
+        match verdict {
+            Verdict::Pass => println!("ok {number} - {}", test.name),
+            Verdict::Skip(why) => println!("ok {number} - {} # SKIP {why}", test.name),
+            Verdict::Fail(why) => {
+                for line in why.iter().flat_map(|text| text.lines()) {
+                    println!("# {line}");
+                }
+                println!("not ok {number} - {}", test.name);
+                sound = false;
+            }
+        }
+        println!("# {} took {seconds:.1} s", test.name);
+    }
+    Ok(sound)
+}
+
+struct Runner<'a> {
+    options: &'a Options,
+    kind: &'static dyn FsKind,
+    work: PathBuf,
+}
+
+impl<'a> Runner<'a> {
+    fn new(options: &'a Options) -> Result<Self> {
+        let kind = filesystem::by_name(&options.fs)?;
+        let work = options.work.clone();
+        fs::create_dir_all(&work)?;
+        filesystem::mount(Path::new("tmpfs"), &work, "tmpfs", "")?;
+        fs::create_dir_all(work.join("mnt"))?;
+        // No periodic writeback: what is on the disk was put there by the call under test.
+        let _ = fs::write("/proc/sys/vm/dirty_writeback_centisecs", "0");
+        Ok(Self {
+            options,
+            kind,
+            work,
+        })
+    }
+
+    fn run(&self, test: &Test) -> Verdict {
+        let mut kmsg = Kmsg::follow();
+        let result = self.run_on_device(test);
+        ledger::reset_switches();
+        let mut failures = match result {
+            Ok(Verdict::Fail(failures)) => failures,
+            Ok(verdict) => {
+                let splats = splats(&mut kmsg);
+                if splats.is_empty() {
+                    return verdict;
+                }
+                splats
+            }
+            Err(error) => match error.downcast::<Skip>() {
+                Ok(Skip(why)) => return Verdict::Skip(why),
+                Err(error) => vec![format!("{error:?}")],
+            },
+        };
+        failures.extend(splats(&mut kmsg));
+        Verdict::Fail(failures)
+    }
+
+    fn run_on_device(&self, test: &Test) -> Result<Verdict> {
+        if test.layer == Layer::None {
+            return self.run_child(test, None);
+        }
+        let options = self.options;
+        let device = test.layer.set_up(
+            options.disk_path().as_deref(),
+            options.view_path().as_deref(),
+            options.size_mib << 20,
+        )?;
+        let directory = self.work.join("mnt");
+        let mkfs: Vec<String> = format!("{} {}", options.mkfs_opts, test.mkfs)
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        filesystem::run(&mut self.kind.mkfs(&device.path, device.size, &mkfs))?;
+        let mount_options =
+            filesystem::join_options(&[self.kind.mount_options(), &options.mount_opts, test.mount]);
+        filesystem::mount(&device.path, &directory, self.kind.name(), &mount_options)?;
+
+        let mut verdict = self.run_child(
+            test,
+            Some(&Place {
+                device: &device.path,
+                raw: &device.raw,
+                size: device.size,
+                mount_options: &mount_options,
+            }),
+        );
+        let mut failures = Vec::new();
+        if let Err(error) = filesystem::unmount(&directory) {
+            failures.push(format!("{error:#}"));
+            filesystem::detach(&directory);
+        } else if let Err(error) = filesystem::run(&mut self.kind.check(&device.path)) {
+            failures.push(format!("{error:#}"));
+        }
+        if !failures.is_empty() {
+            match verdict {
+                Ok(Verdict::Fail(ref mut why)) => why.append(&mut failures),
+                Ok(_) => verdict = Ok(Verdict::Fail(failures)),
+                Err(ref error) => {
+                    failures.insert(0, format!("{error:?}"));
+                    verdict = Ok(Verdict::Fail(failures));
+                }
+            }
+        }
+        verdict
+    }
+
+    fn run_child(&self, test: &Test, place: Option<&Place<'_>>) -> Result<Verdict> {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(["one", test.name])
+            .args(self.options.to_arguments());
+        if let Some(place) = place {
+            command
+                .arg("--device")
+                .arg(place.device)
+                .arg("--raw")
+                .arg(place.raw)
+                .args(["--device-size", &place.size.to_string()])
+                .args(["--mounted-with", place.mount_options]);
+        }
+        // Stdout and stderr share one pipe, so that lines stay in order.
+        let (reader, writer) = std::io::pipe()?;
+        command
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .process_group(0);
+        let mut child = command.spawn().context("cannot start the test")?;
+        drop(command);
+        let output = thread::spawn(move || forward(reader));
+        let timeout = test.timeout * u64::from(self.options.timeout_scale);
+        let status = wait(&mut child, Duration::from_secs(timeout));
+        // Whatever the test has left behind goes with it, and closes the pipe.
+        // SAFETY: the group is the child's own.
+        unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+        let Some(status) = status else {
+            // A task that the kernel never lets go can't be reaped.
+            return match wait(&mut child, Duration::from_secs(10)) {
+                Some(_) => Ok(fail(format!("timed out after {timeout} s"))),
+                None => {
+                    println!("Bail out! {} can't be killed", test.name);
+                    Err(anyhow!("stuck in the kernel: {}", stack(child.id())))
+                }
+            };
+        };
+        let skipped = output.join().unwrap_or_default();
+        Ok(match status.code() {
+            Some(0) => Verdict::Pass,
+            Some(EXIT_SKIP) => Verdict::Skip(skipped.unwrap_or_default()),
+            _ => fail(format!("the test ended with {status}")),
+        })
+    }
+}
+
+/// Where the filesystem of a test is.
+struct Place<'a> {
+    device: &'a Path,
+    raw: &'a Path,
+    size: u64,
+    mount_options: &'a str,
+}
+
+fn fail(why: String) -> Verdict {
+    Verdict::Fail(vec![why])
+}
+
+fn splats(kmsg: &mut Kmsg) -> Vec<String> {
+    kmsg.messages()
+        .into_iter()
+        .filter(|message| is_splat(message))
+        .map(|message| format!("kernel: {message}"))
+        .collect()
+}
+
+fn stack(process: u32) -> String {
+    fs::read_to_string(format!("/proc/{process}/stack"))
+        .unwrap_or_default()
+        .replace('\n', " ")
+}
+
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let end = Instant::now() + limit;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Prints what a test says as diagnostics; returns its reason for skipping.
+fn forward(output: impl Read) -> Option<String> {
+    let mut skipped = None;
+    for line in BufReader::new(output).lines().map_while(Result::ok) {
+        match line.strip_prefix(SKIP_MARK) {
+            Some(why) => skipped = Some(why.to_owned()),
+            None => println!("# {line}"),
+        }
+    }
+    skipped
+}
+
+impl Drop for Runner<'_> {
+    fn drop(&mut self) {
+        filesystem::detach(&self.work);
+    }
+}
+
+/// Fails unless a condition holds, with both sides in the message.
+pub fn expect_eq<T: PartialEq + fmt::Debug>(what: &str, found: T, expected: T) -> Result<()> {
+    if found != expected {
+        bail!("{what}: {found:?}, expected {expected:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Times and the end of the file.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{bail, Result};
+
+use super::common::{Flush, Pinned, MIB};
+use crate::context::Context;
+use crate::device::{Dma, Kind};
+use crate::diag;
+use crate::map::Mapping;
+use crate::stamp::Stamp;
+use crate::tap::Test;
+
+pub const TESTS: &[Test] = &[
+    Test::new("mtime.moves", mtime_moves),
+    Test::new("eof.zeroed_on_disk", eof_zeroed_on_disk),
+    Test::new("eof.extended", eof_extended),
+];
+
+fn times(file: &File) -> Result<((i64, i64), (i64, i64))> {
+    let m = file.metadata()?;
+    Ok(((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec())))
+}
+
+/// Backup programs and NFS clients see that a device has written.
+fn mtime_moves(context: &Context) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", MIB)?;
+    pinned.file.sync_all()?;
+    for (round, flush) in (1..).zip(Flush::ALL) {
+        let before = times(&pinned.file)?;
+        thread::sleep(Duration::from_millis(50));
+        pinned.write(round)?;
+        flush.call(&pinned.file, &pinned.map)?;
+        let after = times(&pinned.file)?;
+        if after.0 <= before.0 || after.1 <= before.1 {
+            bail!("{flush:?}: mtime and ctime went from {before:?} to {after:?}");
+        }
+    }
+    Ok(())
+}
+
+const LEN: u64 = 5000;
+const MAPPED: u64 = 8192;
+
+/// A file that ends inside its second page, pinned with all of that page.
+fn pin_past_end(context: &Context) -> Result<(File, Mapping, Box<dyn Dma>)> {
+    let file = context.sparse("file", LEN)?;
+    let map = Mapping::shared(&file, 0, MAPPED as usize)?;
+    let device = Kind::Uring.attach(&map, 0..MAPPED)?;
+    Ok((file, map, device))
+}
+
+/// The contents up to `end`, then zeroes.
+fn up_to(end: u64, stamp: Stamp) -> Vec<u8> {
+    let mut bytes = stamp.bytes(0, MAPPED as usize);
+    bytes[end as usize..].fill(0);
+    bytes
+}
+
+fn eof_zeroed_on_disk(context: &Context) -> Result<()> {
+    let (file, map, mut device) = pin_past_end(context)?;
+    let stamp = Stamp::fresh();
+    for round in 1..=3 {
+        let stamp = stamp.round(round);
+        device.write(stamp, 0..MAPPED)?;
+        file.sync_all()?;
+        let sectors = context.mismatches(&file, 0..MAPPED, &up_to(LEN, stamp), stamp)?;
+        if sectors > 0 {
+            bail!("round {round}: {sectors} sectors, or what is past the end of the file, differ");
+        }
+        if map.load(0, MAPPED as usize) != stamp.bytes(0, MAPPED as usize) {
+            bail!("round {round}: writeback changed the page under the device");
+        }
+    }
+    Ok(())
+}
+
+fn eof_extended(context: &Context) -> Result<()> {
+    let (file, map, mut device) = pin_past_end(context)?;
+    let stamp = Stamp::fresh();
+    device.write(stamp.round(1), 0..MAPPED)?;
+    file.sync_all()?;
+    for (round, len) in [(2, 6000), (3, 7000), (4, MAPPED)] {
+        file.set_len(len)?;
+        let tail = map.load(LEN as usize, (MAPPED - LEN) as usize);
+        if tail.iter().any(|byte| *byte != 0) {
+            // What the device wrote past the end must not come to light; a device that writes on may
+            // still put data there.
+            diag!("round {round}: the tail was not zeroed in memory by the extension");
+        }
+        let stamp = stamp.round(round);
+        device.write(stamp, 0..MAPPED)?;
+        file.sync_all()?;
+        let sectors = context.mismatches(&file, 0..MAPPED, &up_to(len, stamp), stamp)?;
+        if sectors > 0 {
+            bail!("extended to {len} bytes: {sectors} sectors differ from memory");
+        }
+    }
+    device.unpin()?;
+    drop((map, file));
+    context.remount()?;
+    crate::context::expect_contents(&context.open("file")?, 0..MAPPED, stamp.round(4))
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Steps that many tests share.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context as _, Result};
+
+use crate::context::Context;
+use crate::device::{errno, Dma, Kind};
+use crate::map::Mapping;
+use crate::stamp::Stamp;
+
+pub const KIB: u64 = 1 << 10;
+pub const MIB: u64 = 1 << 20;
+
+/// The calls after which data is on the disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Flush {
+    Fsync,
+    Fdatasync,
+    Msync,
+    Syncfs,
+    Sync,
+}
+
+impl Flush {
+    pub const ALL: [Flush; 5] = [
+        Flush::Fsync,
+        Flush::Msync,
+        Flush::Syncfs,
+        Flush::Sync,
+        Flush::Fdatasync,
+    ];
+
+    pub fn call(self, file: &File, map: &Mapping) -> Result<()> {
+        match self {
+            Flush::Fsync => file.sync_all(),
+            Flush::Fdatasync => file.sync_data(),
+            Flush::Msync => map.sync(),
+            // SAFETY: the descriptor is open.
+            Flush::Syncfs => match unsafe { libc::syncfs(file.as_raw_fd()) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            },
+            Flush::Sync => {
+                // SAFETY: sync has no arguments.
+                unsafe { libc::sync() };
+                Ok(())
+            }
+        }
+        .with_context(|| format!("{self:?} failed"))
+    }
+}
+
+/// A file that is mapped and pinned as a whole.
+pub struct Pinned {
+    pub device: Box<dyn Dma>,
+    pub map: Mapping,
+    pub file: File,
+    pub stamp: Stamp,
+    pub range: Range<u64>,
+}
+
+impl Pinned {
+    /// Pins all of `file`.
+    pub fn new(kind: Kind, file: File, stamp: Stamp) -> Result<Self> {
+        let len = file.metadata()?.len();
+        let map = Mapping::shared(&file, 0, len as usize)?;
+        let device = kind.attach(&map, 0..len)?;
+        Ok(Self {
+            device,
+            map,
+            file,
+            stamp,
+            range: 0..len,
+        })
+    }
+
+    /// Pins a new file of `len` bytes without any blocks.
+    pub fn sparse(context: &Context, kind: Kind, name: &str, len: u64) -> Result<Self> {
+        Self::new(kind, context.sparse(name, len)?, Stamp::fresh())
+    }
+
+    /// The device writes the whole file.
+    pub fn write(&mut self, round: u32) -> Result<()> {
+        self.device
+            .write(self.stamp.round(round), self.range.clone())
+    }
+
+    /// Fails unless the disk has what the round wrote.
+    pub fn expect_on_disk(&self, context: &Context, round: u32) -> Result<()> {
+        context.expect_on_disk(&self.file, self.range.clone(), self.stamp.round(round))
+    }
+}
+
+/// Sets a file's length without closing the way to use `?` on the errno.
+pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
+    // SAFETY: the descriptor is open.
+    let done = unsafe {
+        libc::fallocate(
+            file.as_raw_fd(),
+            mode,
+            range.start as libc::off_t,
+            (range.end - range.start) as libc::off_t,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Fails unless the kernel refuses the pin with EFAULT.
+pub fn expect_refused(kind: Kind, map: &Mapping) -> Result<()> {
+    match kind.attach(map, 0..map.len() as u64) {
+        Ok(_) => bail!("{kind:?} could pin, and should not"),
+        Err(error) if errno(&error) == Some(libc::EFAULT) => Ok(()),
+        Err(error) => Err(error.context("refused, but not with EFAULT")),
+    }
+}
+
+/// Waits until `done` says so, up to `limit`.
+pub fn wait_until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        if done()? {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! When fsync, msync, sync or syncfs returns 0, what the device wrote before is on the disk.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Result};
+
+use super::common::{Flush, Pinned, MIB};
+use crate::context::{expect_contents, Context};
+use crate::device::{write_until, Kind};
+use crate::diag;
+use crate::ledger::Stats;
+use crate::tap::Test;
+
+pub const TESTS: &[Test] = &[
+    Test::new("uring.fsync_rounds", |c| fsync_rounds(c, Kind::Uring)),
+    Test::new("verbs.fsync_rounds", |c| fsync_rounds(c, Kind::Verbs)).timeout(300),
+    Test::new("uring.fsync_while_dma", |c| fsync_while_dma(c, Kind::Uring)),
+    Test::new("verbs.fsync_while_dma", |c| fsync_while_dma(c, Kind::Verbs)).timeout(300),
+    Test::new("uring.shared_bio", shared_bio),
+];
+
+const LEN: u64 = 8 * MIB;
+
+fn fsync_rounds(context: &Context, kind: Kind) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
+    let last = Flush::ALL.len() as u32;
+    for (round, flush) in (1..).zip(Flush::ALL) {
+        pinned.write(round)?;
+        flush.call(&pinned.file, &pinned.map)?;
+        pinned
+            .expect_on_disk(context, round)
+            .map_err(|error| error.context(format!("round {round}, {flush:?}")))?;
+        if round == 2 || round == last {
+            context.expect_after_power_cut("file", 0..LEN, pinned.stamp.round(round))?;
+        }
+    }
+    // Nothing but unpin and unmount makes this round durable.
+    let round = last + 1;
+    pinned.write(round)?;
+    let Pinned {
+        device, map, file, ..
+    } = pinned;
+    device.unpin()?;
+    drop((map, file));
+    context.remount()?;
+    expect_contents(&context.open("file")?, 0..LEN, pinned.stamp.round(round))
+}
+
+fn fsync_while_dma(context: &Context, kind: Kind) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
+    let stop = AtomicBool::new(false);
+    let mut syncs = 0;
+    let range = pinned.range.clone();
+    let (device, stamp) = (&mut *pinned.device, pinned.stamp);
+    let (map, file) = (&pinned.map, &pinned.file);
+    let last = thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(device, &stop, stamp, range));
+        let end = Instant::now() + Duration::from_secs(8);
+        let mut result = Ok(());
+        while result.is_ok() && Instant::now() < end && !writer.is_finished() {
+            result = Flush::ALL[syncs % Flush::ALL.len()].call(file, map);
+            syncs += 1;
+        }
+        stop.store(true, Ordering::Release);
+        let last = match writer.join() {
+            Ok(last) => last?,
+            Err(_) => bail!("the writer panicked"),
+        };
+        result.map(|()| last)
+    })?;
+    diag!("{syncs} syncs while {last} rounds were written");
+    pinned.file.sync_all()?;
+    pinned.expect_on_disk(context, last)?;
+    context.expect_after_power_cut("file", pinned.range.clone(), pinned.stamp.round(last))
+}
+
+/// Pinned and ordinary pages side by side, so that they share bios: only the pinned ones are copied.
+fn shared_bio(context: &Context) -> Result<()> {
+    let len = 2 * MIB;
+    let file = context.sparse("file", len)?;
+    let map = crate::map::Mapping::shared(&file, 0, len as usize)?;
+    map.advise_random();
+    let stamp = crate::stamp::Stamp::fresh();
+    map.store(0, &stamp.bytes(0, len as usize));
+    let middle = MIB..MIB + MIB / 4;
+    let mut device = Kind::Uring.attach(&map, middle.clone())?;
+    for round in 1..=3 {
+        let before = Stats::read().map(|stats| stats.get("bounced_bytes")).ok();
+        let stamp = stamp.round(round);
+        map.store(0, &stamp.bytes(0, middle.start as usize));
+        let tail = stamp.bytes(middle.end, (len - middle.end) as usize);
+        map.store(middle.end as usize, &tail);
+        device.write(stamp, middle.clone())?;
+        file.sync_all()?;
+        context.expect_on_disk(&file, 0..len, stamp)?;
+        if let Some(before) = before {
+            let bounced = Stats::read()?.get("bounced_bytes") - before;
+            diag!("round {round}: {bounced} bytes bounced");
+            // Large folios are copied as a whole; nothing else may be.
+            if bounced < middle.end - middle.start || bounced == len {
+                bail!("{bounced} bytes bounced, {middle:?} of {len} are pinned");
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The tests, by theme.
+
+mod attributes;
+mod common;
+mod durable;
+mod errors;
+mod exact;
+mod knockout;
+mod options;
+mod refuse;
+mod stories;
+mod tools;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{bail, Result};
+
+use crate::device::Kind;
+use crate::map::Mapping;
+use crate::tap::Test;
+
+const THEMES: &[&[Test]] = &[
+    durable::TESTS,
+    tools::TESTS,
+    exact::TESTS,
+    refuse::TESTS,
+    attributes::TESTS,
+    stories::TESTS,
+    knockout::TESTS,
+    options::TESTS,
+    errors::TESTS,
+];
+
+/// Every test.
+pub fn all() -> Vec<Test> {
+    THEMES.concat()
+}
+
+/// The tests to run: those of the filesystem whose names contain one of the filters. With `pinwb=off` on
+/// the kernel's command line that is the one test about it, and without it all others.
+pub fn select(filters: &[String], fs: &str) -> Vec<Test> {
+    let off = is_off();
+    let mut tests = all();
+    tests.retain(|test| {
+        let wanted = filters.is_empty() || filters.iter().any(|f| test.name.contains(f.as_str()));
+        let here = test.only.is_empty() || test.only == fs;
+        wanted && here && off == (test.name == refuse::OFF)
+    });
+    tests
+}
+
+fn is_off() -> bool {
+    fs::read_to_string("/proc/cmdline")
+        .unwrap_or_default()
+        .split_whitespace()
+        .any(|word| word == "pinwb=off")
+}
+
+/// Registers a file that exists, says so, and keeps the pins until killed.
+pub fn hold_pins(device: &str, path: &Path) -> Result<()> {
+    let kind = match device {
+        "uring" => Kind::Uring,
+        "verbs" => Kind::Verbs,
+        _ => bail!("no device {device}"),
+    };
+    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let len = file.metadata()?.len();
+    let map = Mapping::shared(&file, 0, len as usize)?;
+    let _device = kind.attach(&map, 0..len)?;
+    let mut output = std::io::stdout();
+    writeln!(output, "pinned")?;
+    output.flush()?;
+    loop {
+        // SAFETY: pause has no arguments.
+        unsafe { libc::pause() };
+    }
+}

@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The races that the design is about, each as a story with an ending.
+
+use std::fs::{File, OpenOptions};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{bail, Context as _, Result};
+
+use super::common::{fallocate, wait_until, Pinned, KIB, MIB};
+use crate::context::Context;
+use crate::device::Kind;
+use crate::diag;
+use crate::layer::Layer;
+use crate::ledger::{self, Stats, Switch};
+use crate::map::{Mapping, PAGE};
+use crate::pagemap::{PageFlags, DIRTY, WRITEBACK};
+use crate::stamp::Stamp;
+use crate::tap::{skip, Test};
+
+pub const TESTS: &[Test] = &[
+    Test::new("story1.admitted_after_writeback", |c| story1(c, false)).on(Layer::Slow(200)),
+    Test::new("story1.knockout_no_admission", |c| story1(c, true)).on(Layer::Slow(200)),
+    Test::new("story2.invalidated_before_admission", |c| story2(c, false)),
+    Test::new("story2.knockout_no_admission", |c| story2(c, true)),
+    Test::new("story3.large_folio_one_block_dirty", story3),
+    Test::new("story4.second_fsync_first_in_flight", |c| story4(c, false)).on(Layer::Slow(200)),
+    Test::new("story4.knockout_late_keep_dirty", |c| story4(c, true)).on(Layer::Slow(200)),
+    Test::new("story5.extend_and_dma_during_writeback", story5).on(Layer::Slow(50)),
+    Test::new("story10.partial_truncate_pinned_large_folio", |c| {
+        story10(c, false)
+    }),
+    Test::new("story10.knockout_no_hole_alloc", |c| story10(c, true)),
+    Test::new("story12.munmap_during_writeback", story12),
+];
+
+/// Starts writing dirty pages back and doesn't wait.
+fn start_writeback(file: &File) -> Result<()> {
+    // SAFETY: the descriptor is open.
+    let done =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    match done {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()).context("sync_file_range"),
+    }
+}
+
+/// A mapped file whose blocks are on the disk and whose pages are in the page tables.
+fn settled(context: &Context, name: &str, len: u64, stamp: Stamp) -> Result<(File, Mapping)> {
+    let file = context.written(name, len, stamp, MIB as usize)?;
+    let map = Mapping::shared(&file, 0, len as usize)?;
+    map.touch();
+    Ok((file, map))
+}
+
+/// Fails unless the finding is what it should be: none with all steps in place, some without one.
+fn judge(knocked_out: bool, finding: Option<String>) -> Result<()> {
+    match (knocked_out, finding) {
+        (false, None) => Ok(()),
+        (false, Some(finding)) => bail!(finding),
+        (true, Some(finding)) => {
+            diag!("as it must be without the step: {finding}");
+            Ok(())
+        }
+        (true, None) => bail!("all is well without the step: the test can't fail"),
+    }
+}
+
+/// Writeback holds the folio when a pin arrives: the pin is admitted after that I/O, and finds it dirty.
+fn story1(context: &Context, knocked_out: bool) -> Result<()> {
+    let len = 256 * KIB;
+    let flags = PageFlags::open()?;
+    let stamp = Stamp::fresh();
+    let (file, map) = settled(context, "file", len, stamp)?;
+    let _switch = knocked_out
+        .then(|| Switch::knock_out("no_admission"))
+        .transpose()?;
+    map.store(0, &stamp.round(1).bytes(0, len as usize));
+    start_writeback(&file)?;
+    let before = flags.count(&map, 0..len as usize, WRITEBACK)?;
+    if before == 0 {
+        return skip("writeback was over before a pin could be taken");
+    }
+    let mut device = Kind::Uring.attach(&map, 0..len)?;
+    let pages = len as usize / PAGE;
+    let writeback = flags.count(&map, 0..len as usize, WRITEBACK)?;
+    let dirty = flags.count(&map, 0..len as usize, DIRTY)?;
+    diag!("{before} pages under writeback before the pin; after it {writeback}, and {dirty} dirty");
+    let finding = (writeback > 0 || dirty < pages).then(|| {
+        format!("admitted with {writeback} pages under writeback and {dirty} of {pages} dirty")
+    });
+    if !knocked_out {
+        device.write(stamp.round(2), 0..len)?;
+        file.sync_all()?;
+        context.expect_on_disk(&file, 0..len, stamp.round(2))?;
+    }
+    judge(knocked_out, finding)
+}
+
+/// A direct write drops the page from the cache between GUP and admission: the driver gets the page that
+/// is in the file.
+fn story2(context: &Context, knocked_out: bool) -> Result<()> {
+    const WINDOW: u32 = 1500;
+    let len = 64 * KIB;
+    let half = len / 2;
+    let stamp = Stamp::fresh();
+    let (file, map) = settled(context, "file", len, stamp)?;
+    let direct = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(context.path("file"))?;
+    let aligned = Mapping::anonymous(len as usize)?;
+    aligned.store(0, &stamp.round(2).bytes(0, len as usize));
+    let restarts = Stats::read()?.get("admit_restarts");
+    let delay = Switch::delay("admit_ms", WINDOW)?;
+    let switch = knocked_out
+        .then(|| Switch::knock_out("no_admission"))
+        .transpose()?;
+    let mut device = thread::scope(|scope| {
+        let pin = scope.spawn(|| Kind::Uring.attach(&map, 0..len));
+        thread::sleep(Duration::from_millis(u64::from(WINDOW) / 3));
+        // SAFETY: the buffer is mapped, and as long as is said.
+        let written = unsafe {
+            let bytes = aligned.address() as *const libc::c_void;
+            libc::pwrite(direct.as_raw_fd(), bytes, len as usize, 0)
+        };
+        let early = !pin.is_finished();
+        drop(delay);
+        let device = match pin.join() {
+            Ok(device) => device?,
+            Err(_) => bail!("the pinning thread panicked"),
+        };
+        if written != len as isize {
+            bail!("the direct write returned {written}");
+        }
+        if !early {
+            return skip("the pin was admitted before the direct write");
+        }
+        Ok(device)
+    })?;
+    drop(switch);
+    let restarts = Stats::read()?.get("admit_restarts") - restarts;
+    diag!("{restarts} restarts of admission");
+    device.write(stamp.round(3), 0..half)?;
+    file.sync_all()?;
+    let written = stamp.round(3).bytes(0, half as usize);
+    let lost = context.mismatches(&file, 0..half, &written, stamp.round(3))?;
+    let seen = map.load(0, half as usize) != written;
+    let finding = (lost > 0 || seen).then(|| {
+        format!("the device writes to a page that has left the file: {lost} sectors lost")
+    });
+    if !knocked_out {
+        context.expect_on_disk(&file, half..len, stamp.round(2))?;
+    }
+    judge(knocked_out, finding)
+}
+
+/// One block of a large folio is dirty by write(2), another is pinned: the pinned one reaches the disk.
+fn story3(context: &Context) -> Result<()> {
+    let len = 2 * MIB;
+    let stamp = Stamp::fresh();
+    let file = context.written("file", len, stamp, len as usize)?;
+    let map = Mapping::shared(&file, 0, len as usize)?;
+    let written = 64 * KIB..65 * KIB;
+    let pinned = 128 * KIB..132 * KIB;
+    let bytes = stamp.round(1).bytes(written.start, KIB as usize);
+    file.write_all_at(&bytes, written.start)?;
+    let mut device = Kind::Uring.attach(&map, pinned.clone())?;
+    let pages = ledger::folios_of(&file)?
+        .first()
+        .map_or(0, |folio| folio.pages);
+    if pages < 64 {
+        return skip(format!("the page cache gave a folio of {pages} pages"));
+    }
+    for round in 1..=3 {
+        if round > 1 {
+            let bytes = stamp.round(round).bytes(written.start, KIB as usize);
+            file.write_all_at(&bytes, written.start)?;
+        }
+        device.write(stamp.round(round), pinned.clone())?;
+        file.sync_all()?;
+        context
+            .expect_on_disk(&file, pinned.clone(), stamp.round(round))
+            .context("the pinned block")?;
+        context
+            .expect_on_disk(&file, written.clone(), stamp.round(round))
+            .context("the written block")?;
+        context.expect_on_disk(&file, 0..written.start, stamp)?;
+        context.expect_on_disk(&file, pinned.end..len, stamp)?;
+    }
+    Ok(())
+}
+
+/// The copy of a folio is being written when the device writes again and a second fsync starts: the
+/// second one writes it again.
+fn story4(context: &Context, knocked_out: bool) -> Result<()> {
+    let len = 64 * KIB;
+    let flags = PageFlags::open()?;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", len)?;
+    pinned.write(0)?;
+    pinned.file.sync_all()?;
+    pinned.map.touch();
+    let _switch = knocked_out
+        .then(|| Switch::knock_out("late_keep_dirty"))
+        .transpose()?;
+    // Between keep-dirty and the copy, or between the copy and a keep-dirty that comes late.
+    let delay = Switch::delay("bounce_ms", 100)?;
+    let mut finding = None;
+    let mut round = 0;
+    for pause in [5, 40, 80, 120, 160, 200, 250, 300] {
+        round += 2;
+        pinned.write(round - 1)?;
+        let stamp = pinned.stamp.round(round);
+        let file = &pinned.file;
+        let (device, map) = (&mut pinned.device, &pinned.map);
+        thread::scope(|scope| -> Result<()> {
+            let first = scope.spawn(|| file.sync_all());
+            wait_until(Duration::from_secs(2), || {
+                Ok(flags.count(map, 0..len as usize, WRITEBACK)? > 0 || first.is_finished())
+            })?;
+            thread::sleep(Duration::from_millis(pause));
+            let overlapped = !first.is_finished();
+            device.write(stamp, 0..len)?;
+            file.sync_all()?;
+            let expected = stamp.bytes(0, len as usize);
+            let lost = context.mismatches(file, 0..len, &expected, stamp)?;
+            diag!("pause {pause} ms, overlap {overlapped}: {lost} sectors lost");
+            if lost > 0 {
+                finding = Some(format!(
+                    "the second fsync returned 0 with {lost} sectors not on the disk"
+                ));
+            }
+            match first.join() {
+                Ok(result) => Ok(result?),
+                Err(_) => bail!("the first fsync panicked"),
+            }
+        })?;
+    }
+    drop(delay);
+    judge(knocked_out, finding)
+}
+
+/// The file grows, and the device writes to the new part, while writeback holds an older size.
+fn story5(context: &Context) -> Result<()> {
+    const SHORT: u64 = 5000;
+    const LONG: u64 = 8192;
+    let file = context.sparse("file", SHORT)?;
+    let map = Mapping::shared(&file, 0, LONG as usize)?;
+    let mut device = Kind::Uring.attach(&map, 0..LONG)?;
+    let stamp = Stamp::fresh();
+    let _delay = Switch::delay("bounce_ms", 60).ok();
+    let mut round = 0;
+    for pause in [0, 10, 30, 50, 70, 90] {
+        round += 2;
+        file.set_len(SHORT)?;
+        device.write(stamp.round(round - 1), 0..LONG)?;
+        thread::scope(|scope| -> Result<()> {
+            let sync = scope.spawn(|| file.sync_all());
+            thread::sleep(Duration::from_millis(pause));
+            file.set_len(LONG)?;
+            device.write(stamp.round(round), 0..LONG)?;
+            match sync.join() {
+                Ok(result) => Ok(result?),
+                Err(_) => bail!("fsync panicked"),
+            }
+        })?;
+        let expected = stamp.round(round).bytes(0, LONG as usize);
+        if map.load(0, LONG as usize) != expected {
+            bail!("pause {pause} ms: writeback wiped what the device wrote");
+        }
+        file.sync_all()?;
+        context
+            .expect_on_disk(&file, 0..LONG, stamp.round(round))
+            .with_context(|| format!("pause {pause} ms"))?;
+    }
+    Ok(())
+}
+
+/// A file whose first folio is large and pinned as a whole; gives the bytes that it covers.
+fn pin_large_folio(context: &Context, name: &str) -> Result<(Pinned, Range<u64>)> {
+    let len = 2 * MIB;
+    let stamp = Stamp::fresh();
+    let file = context.written(name, len, stamp, len as usize)?;
+    let pinned = Pinned::new(Kind::Uring, file, stamp)?;
+    let folios = ledger::folios_of(&pinned.file)?;
+    let Some((index, pages)) = folios
+        .iter()
+        .max_by_key(|folio| folio.pages)
+        .and_then(|folio| folio.place.map(|(_, _, index)| (index, folio.pages)))
+        .filter(|(_, pages)| *pages >= 64)
+    else {
+        return skip("the page cache gave no large folio");
+    };
+    diag!("a folio of {pages} pages at page {index}");
+    let start = index * PAGE as u64;
+    Ok((pinned, start..start + pages * PAGE as u64))
+}
+
+/// A pinned large folio loses blocks by truncate or punch and can't be split: what the device writes to
+/// it afterwards gets blocks again.
+fn story10(context: &Context, knocked_out: bool) -> Result<()> {
+    let switch = || {
+        knocked_out
+            .then(|| Switch::knock_out("no_hole_alloc"))
+            .transpose()
+    };
+    let mut finding = None;
+    for (name, punch) in [("truncated", false), ("punched", true)] {
+        let (mut pinned, folio) = pin_large_folio(context, name)?;
+        let middle = folio.start + (folio.end - folio.start) / 2;
+        if punch {
+            let hole = middle - 100 * KIB - 512..middle + 100 * KIB + 1024;
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            fallocate(&pinned.file, mode, hole).context("punch")?;
+        } else {
+            pinned.file.set_len(middle + 5000)?;
+            pinned.file.set_len(folio.end)?;
+        }
+        let switch = switch()?;
+        for round in 1..=3 {
+            let stamp = pinned.stamp.round(round);
+            pinned.device.write(stamp, folio.clone())?;
+            pinned.file.sync_all()?;
+            let expected = stamp.bytes(folio.start, (folio.end - folio.start) as usize);
+            let lost = context.mismatches(&pinned.file, folio.clone(), &expected, stamp)?;
+            if lost > 0 {
+                finding = Some(format!("{name}, round {round}: {lost} sectors lost"));
+            }
+        }
+        drop(switch);
+        if finding.is_none() {
+            context.expect_after_power_cut(name, folio.clone(), pinned.stamp.round(3))?;
+        }
+        pinned.device.unpin()?;
+    }
+    judge(knocked_out, finding)
+}
+
+/// A dirty page table entry is zapped while its page is written back. A splat would fail the test.
+fn story12(context: &Context) -> Result<()> {
+    let len = MIB;
+    let half = len / 2;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", len)?;
+    let stop = AtomicBool::new(false);
+    let stamp = pinned.stamp;
+    let file = &pinned.file;
+    let device = &mut pinned.device;
+    let last = thread::scope(|scope| {
+        let syncer = scope.spawn(|| {
+            while !stop.load(Ordering::Acquire) {
+                file.sync_all()?;
+            }
+            std::io::Result::Ok(())
+        });
+        let mut result = Ok(0);
+        for round in 1..=150 {
+            result = (|| {
+                let other = Mapping::shared(file, 0, len as usize)?;
+                other.store(
+                    half as usize,
+                    &stamp.round(round).bytes(half, half as usize),
+                );
+                device.write(stamp.round(round), 0..half)?;
+                drop(other);
+                Ok(round)
+            })();
+            if result.is_err() {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Release);
+        match syncer.join() {
+            Ok(synced) => synced?,
+            Err(_) => bail!("the syncing thread panicked"),
+        }
+        result
+    })?;
+    pinned.file.sync_all()?;
+    pinned.expect_on_disk(context, last)
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! io_uring as the device: READ_FIXED writes to the pinned pages through the kernel's own addresses, past
+//! page tables and page faults, as a device does.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{bail, Context, Result};
+use io_uring::{opcode, types, IoUring};
+
+use crate::device::Dma;
+use crate::map::Mapping;
+use crate::stamp::Stamp;
+
+const DEPTH: u32 = 16;
+const CHUNK: u64 = 256 << 10;
+
+/// A ring with one registered buffer, and a memory file that the buffer is filled from.
+pub struct Uring {
+    ring: IoUring,
+    source: File,
+    address: usize,
+    range: Range<u64>,
+}
+
+/// An anonymous file on shmem.
+pub fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
+    // SAFETY: `name` is a C string; the new descriptor belongs to nobody else.
+    unsafe {
+        match libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(File::from_raw_fd(fd)),
+        }
+    }
+}
+
+impl Uring {
+    /// Registers `range` of `map` as buffer 0 of a new ring.
+    pub fn register(map: &Mapping, range: Range<u64>) -> Result<Self> {
+        assert!(range.end <= map.len() as u64);
+        let ring = IoUring::new(DEPTH).context("cannot set up an io_uring")?;
+        let address = map.address() + range.start as usize;
+        let buffer = libc::iovec {
+            iov_base: address as *mut libc::c_void,
+            iov_len: (range.end - range.start) as usize,
+        };
+        // SAFETY: the range is mapped. The pins that the ring takes outlive the mapping if need be, and
+        // what the ring writes is never borrowed.
+        unsafe { ring.submitter().register_buffers(&[buffer]) }
+            .context("cannot register the buffer with the io_uring")?;
+        Ok(Self {
+            ring,
+            source: memory_file(c"pinwb-source")?,
+            address,
+            range,
+        })
+    }
+
+    /// Fills `range` from `source`, which may be at any offset of any file.
+    pub fn read_from(&mut self, source: &File, from: u64, range: Range<u64>) -> Result<()> {
+        assert!(self.range.start <= range.start && range.end <= self.range.end);
+        let mut next = range.start;
+        let mut in_flight = 0;
+        while next < range.end || in_flight > 0 {
+            while next < range.end && in_flight < DEPTH {
+                let len = CHUNK.min(range.end - next) as u32;
+                let address = self.address + (next - self.range.start) as usize;
+                let read = opcode::ReadFixed::new(
+                    types::Fd(source.as_raw_fd()),
+                    address as *mut u8,
+                    len,
+                    0,
+                )
+                .offset(from + (next - range.start))
+                .build()
+                .user_data(u64::from(len));
+                // SAFETY: the buffer is registered for as long as the ring lives, and `source` stays
+                // open until all is complete.
+                unsafe { self.ring.submission().push(&read) }.context("submission queue full")?;
+                next += u64::from(len);
+                in_flight += 1;
+            }
+            self.ring.submit_and_wait(1)?;
+            for entry in self.ring.completion() {
+                in_flight -= 1;
+                match entry.result() {
+                    error if error < 0 => {
+                        return Err(io::Error::from_raw_os_error(-error)).context("READ_FIXED");
+                    }
+                    len if len as u64 == entry.user_data() => {}
+                    len => bail!("READ_FIXED: {len} bytes of {}", entry.user_data()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Dma for Uring {
+    fn write(&mut self, stamp: Stamp, range: Range<u64>) -> Result<()> {
+        let bytes = stamp.bytes(range.start, (range.end - range.start) as usize);
+        self.source.write_all_at(&bytes, range.start)?;
+        let source = self.source.try_clone()?;
+        self.read_from(&source, range.start, range)
+    }
+
+    fn unpin(self: Box<Self>) -> Result<()> {
+        self.ring
+            .submitter()
+            .unregister_buffers()
+            .context("cannot unregister the buffer")
+    }
+}
