@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("pinwb-test: {error:?}");
+            eprintln!("pinwb-test: {error:#}");
             ExitCode::FAILURE
         }
     }

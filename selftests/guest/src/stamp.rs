@@ -51,7 +51,7 @@ impl Stamp {
 
     /// Writes the contents of the file from byte `base` on into `buffer`.
     pub fn fill(self, buffer: &mut [u8], base: u64) {
-        debug_assert!(base % 8 == 0);
+        debug_assert!(base & 7 == 0);
         for (index, word) in buffer.chunks_mut(8).enumerate() {
             let value = self.word(base + 8 * index as u64).to_le_bytes();
             word.copy_from_slice(&value[..word.len()]);

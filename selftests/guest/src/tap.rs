@@ -3,8 +3,9 @@
 //! Runs tests, each in a process of its own on a filesystem of its own, and says what came of them in TAP.
 
 use std::fmt;
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -118,7 +119,7 @@ pub fn run_here(test: &Test, context: &Context) -> i32 {
                 EXIT_SKIP
             }
             None => {
-                println!("{error:?}");
+                println!("{error:#}");
                 1
             }
         },
@@ -189,7 +190,7 @@ impl<'a> Runner<'a> {
             }
             Err(error) => match error.downcast::<Skip>() {
                 Ok(Skip(why)) => return Verdict::Skip(why),
-                Err(error) => vec![format!("{error:?}")],
+                Err(error) => vec![format!("{error:#}")],
             },
         };
         failures.extend(splats(&mut kmsg));
@@ -237,7 +238,7 @@ impl<'a> Runner<'a> {
                 Ok(Verdict::Fail(ref mut why)) => why.append(&mut failures),
                 Ok(_) => verdict = Ok(Verdict::Fail(failures)),
                 Err(ref error) => {
-                    failures.insert(0, format!("{error:?}"));
+                    failures.insert(0, format!("{error:#}"));
                     verdict = Ok(Verdict::Fail(failures));
                 }
             }
@@ -260,7 +261,7 @@ impl<'a> Runner<'a> {
                 .args(["--mounted-with", place.mount_options]);
         }
         // Stdout and stderr share one pipe, so that lines stay in order.
-        let (reader, writer) = std::io::pipe()?;
+        let (reader, writer) = pipe()?;
         command
             .stdin(Stdio::null())
             .stdout(writer.try_clone()?)
@@ -290,6 +291,18 @@ impl<'a> Runner<'a> {
             Some(EXIT_SKIP) => Verdict::Skip(skipped.unwrap_or_default()),
             _ => fail(format!("the test ended with {status}")),
         })
+    }
+}
+
+/// A pipe that no other child inherits.
+fn pipe() -> Result<(File, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` has room for the two descriptors, which then belong to nobody else.
+    unsafe {
+        if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
+            return Err(io::Error::last_os_error()).context("pipe");
+        }
+        Ok((File::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
     }
 }
 

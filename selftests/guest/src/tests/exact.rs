@@ -135,8 +135,8 @@ fn fork_and_munmap(context: &Context) -> Result<()> {
     let (file, map) = small_folios(context, "file", PAGES)?;
     let stamp = Stamp::fresh();
     let mut pinned = Pinned::new(Kind::Uring, file.try_clone()?, stamp)?;
-    let all = [0..PAGES];
-    expect_counts(&file, &all)?;
+    let all = std::slice::from_ref(&(0..PAGES));
+    expect_counts(&file, all)?;
     // A child has the mappings and the ring, and lets go of both.
     // SAFETY: the child calls nothing but _exit.
     let child = unsafe {
@@ -151,13 +151,13 @@ fn fork_and_munmap(context: &Context) -> Result<()> {
     let mut status = 0;
     // SAFETY: `status` is valid for writing.
     unsafe { libc::waitpid(child, &mut status, 0) };
-    expect_counts(&file, &all)?;
+    expect_counts(&file, all)?;
     drop(map);
-    expect_counts(&file, &all)?;
+    expect_counts(&file, all)?;
     // The address is gone, the pages are not: device writes still reach the file and the disk.
     let Pinned { map, .. } = pinned;
     drop(map);
-    expect_counts(&file, &all)?;
+    expect_counts(&file, all)?;
     let range = bytes(0..PAGES);
     pinned.device.write(stamp.round(1), range.clone())?;
     file.sync_all()?;

@@ -76,10 +76,8 @@ impl Device {
     fn query(&mut self) -> Result<()> {
         let mut port = ffi::PortAttr::default();
         // SAFETY: `port` is larger than what the library writes.
-        check(
-            unsafe { ffi::ibv_query_port(self.context, PORT, &mut port) },
-            "query the port",
-        )?;
+        let error = unsafe { ffi::ibv_query_port(self.context, PORT, &mut port) };
+        check(error, "query the port")?;
         self.mtu = port.active_mtu;
         // An address of IPv4 if there is one: over a loopback interface others may not be reachable.
         let mut found = None;
