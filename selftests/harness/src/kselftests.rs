@@ -13,6 +13,9 @@ use crate::cache;
 /// Programs of `tools/testing/selftests/mm` that know about long-term pins.
 const PROGRAMS: &[&str] = &["gup_longterm", "cow", "gup_test"];
 
+/// Changed when the way they are built changes.
+const VERSION: u32 = 1;
+
 /// The kernel source tree: `PINWB_TREE`, else the one beside the kernel's build directory.
 fn tree() -> Option<PathBuf> {
     cache::set("PINWB_TREE").or_else(|| {
@@ -80,7 +83,10 @@ pub fn build(tree: &Path) -> Result<Vec<PathBuf>> {
     fs::write(out.join("local_config.h"), config)?;
     for (name, program) in PROGRAMS.iter().zip(&programs) {
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-w", "-U_FORTIFY_SOURCE", "-D_GNU_SOURCE="])
+        // gup_longterm makes a file beside __FILE__: a bare name puts that into the directory
+        // which it runs in.
+        gcc.current_dir(&sources)
+            .args(["-O2", "-w", "-U_FORTIFY_SOURCE", "-D_GNU_SOURCE="])
             .arg("-I")
             .arg(&out)
             .arg("-I")
@@ -91,10 +97,9 @@ pub fn build(tree: &Path) -> Result<Vec<PathBuf>> {
             .arg(headers.join("usr/include"))
             .arg("-isystem")
             .arg(tree.join("tools/include/uapi"))
-            .arg(sources.join(format!("{name}.c")));
+            .arg(format!("{name}.c"));
         for shared in ["vm_util.c", "hugepage_settings.c", "thp_settings.c"] {
-            let shared = sources.join(shared);
-            if shared.is_file() {
+            if sources.join(shared).is_file() {
                 gcc.arg(shared);
             }
         }
@@ -111,7 +116,7 @@ pub fn build(tree: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn state(tree: &Path, inputs: &[PathBuf]) -> String {
-    let mut state = format!("{}\n", tree.display());
+    let mut state = format!("{VERSION} {}\n", tree.display());
     for input in inputs {
         let modified = fs::metadata(input).and_then(|m| m.modified());
         state.push_str(&format!("{} {modified:?}\n", input.display()));

@@ -65,7 +65,12 @@ impl Report {
         };
         for test in &self.tests {
             if let Verdict::Skip(why) = &test.verdict {
-                say(&format!("skipped: {}: {why}", test.name));
+                let why = if test.name.ends_with(why.as_str()) {
+                    String::new()
+                } else {
+                    format!(": {why}")
+                };
+                say(&format!("skipped: {}{why}", test.name));
             }
         }
         for test in &self.tests {

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `check`: every group of tests, one guest each, and the count of it all.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context, Result};
+
+use crate::job::{Job, Mount};
+use crate::qemu::{self, Config, Stream};
+use crate::report::Report;
+use crate::tap::{self, Parser, Test, Verdict};
+use crate::{cache, programs, scan};
+
+/// What the user asked for.
+#[derive(Debug)]
+pub struct Options {
+    /// Only groups, programs or tests whose name contains this; `group/test` for both.
+    pub filter: Option<String>,
+    /// Only say what there is.
+    pub list: bool,
+    /// Show the consoles.
+    pub console: bool,
+    /// Kernel to boot.
+    pub kernel: Option<PathBuf>,
+}
+
+/// A program that prints TAP.
+struct Program {
+    /// Its name in the results, and in the guest.
+    name: &'static str,
+    args: &'static str,
+}
+
+/// One boot.
+struct Group {
+    name: &'static str,
+    /// Added to the kernel command line.
+    append: &'static str,
+    /// MiB.
+    memory: u32,
+    /// Seconds, for all of it.
+    timeout: u64,
+    /// Shell commands before the programs.
+    prepare: &'static str,
+    /// mkfs options of an ext4 on `/mnt`; the programs run in there.
+    mount: Option<&'static str>,
+    programs: &'static [Program],
+}
+
+const fn program(name: &'static str, args: &'static str) -> Program {
+    Program { name, args }
+}
+
+/// Name of the group whose tests are in the kernel's own log.
+const KUNIT_X86: &str = "kunit-x86";
+/// Name of the group whose tests have run before the harness started.
+const KUNIT_UML: &str = "kunit-uml";
+/// The line by which a program's exit status comes back.
+const STATUS: &str = "# pinwb-status: ";
+/// Splats of one guest that are listed.
+const SPLATS: usize = 10;
+
+const GROUPS: &[Group] = &[
+    Group {
+        name: "ext4-4k",
+        append: "",
+        memory: 2048,
+        timeout: 900,
+        prepare: "",
+        mount: None,
+        programs: &[program(
+            programs::TEST,
+            "run --fs ext4 --mkfs-opts '-b 4096'",
+        )],
+    },
+    Group {
+        name: "ext4-1k",
+        append: "",
+        memory: 2048,
+        timeout: 900,
+        prepare: "",
+        mount: None,
+        programs: &[program(
+            programs::TEST,
+            "run --fs ext4 --mkfs-opts '-b 1024'",
+        )],
+    },
+    Group {
+        name: "kselftests",
+        append: "hugepages=16",
+        memory: 1536,
+        timeout: 600,
+        prepare: "mkswap $PINWB_DISK1 >/dev/null && swapon $PINWB_DISK1",
+        mount: Some(""),
+        programs: &[program("gup_longterm", ""), program("cow", "")],
+    },
+    Group {
+        name: "devices",
+        append: "",
+        memory: 1536,
+        timeout: 600,
+        prepare: "",
+        mount: Some("-b 4096"),
+        programs: &[program("test-perftest", ""), program("test-fio", "")],
+    },
+    Group {
+        name: "off",
+        append: "pinwb=off hugepages=16",
+        memory: 1536,
+        timeout: 600,
+        prepare: "",
+        mount: Some(""),
+        programs: &[
+            program("test-perftest", ""),
+            program("test-fio", ""),
+            program("gup_longterm", ""),
+        ],
+    },
+    Group {
+        name: KUNIT_X86,
+        append: "kunit.enable=1",
+        memory: 1024,
+        timeout: 300,
+        prepare: "",
+        mount: None,
+        programs: &[],
+    },
+];
+
+/// What of a group is to run.
+struct Chosen<'a> {
+    group: &'a Group,
+    programs: Vec<&'a Program>,
+    /// Given to [`programs::TEST`].
+    tests: Option<String>,
+}
+
+/// Applies the filter. `tests` are the names that [`programs::TEST`] lists.
+fn choose<'a>(filter: Option<&str>, tests: &[String]) -> Vec<Chosen<'a>> {
+    let all = |group: &'a Group| Chosen {
+        group,
+        programs: group.programs.iter().collect(),
+        tests: None,
+    };
+    let Some(filter) = filter else {
+        return GROUPS.iter().map(all).collect();
+    };
+    let (group_part, test_part) = match filter.split_once('/') {
+        Some((group, test)) => (group, Some(test)),
+        None => ("", None),
+    };
+    let mut chosen = Vec::new();
+    for group in GROUPS {
+        if test_part.is_none() && group.name.contains(filter) {
+            chosen.push(all(group));
+            continue;
+        }
+        if !group.name.contains(group_part) {
+            continue;
+        }
+        let wanted = test_part.unwrap_or(filter);
+        let has_test = tests.iter().any(|t| t.contains(wanted));
+        let programs: Vec<&Program> = group
+            .programs
+            .iter()
+            .filter(|p| p.name.contains(wanted) || p.name == programs::TEST && has_test)
+            .collect();
+        if !programs.is_empty() {
+            chosen.push(Chosen {
+                group,
+                programs,
+                tests: has_test.then(|| wanted.to_string()),
+            });
+        }
+    }
+    chosen
+}
+
+/// Names that the guest's test program lists; it needs no guest for that.
+fn guest_tests() -> Result<Vec<String>> {
+    let built = programs::guest_programs()?;
+    let Some(program) = built.iter().find(|p| p.ends_with(programs::TEST)) else {
+        return Ok(Vec::new());
+    };
+    let out = Command::new(program).arg("list").output()?;
+    let text = String::from_utf8(out.stdout).context("names are not UTF-8")?;
+    Ok(text.lines().map(String::from).collect())
+}
+
+/// Runs what was asked for; returns the exit status.
+pub fn check(options: &Options) -> Result<u8> {
+    let start = Instant::now();
+    let tests = guest_tests()?;
+    let filter = options.filter.as_deref();
+    let chosen = choose(filter, &tests);
+    let with_uml = filter.is_none_or(|f| KUNIT_UML.contains(f));
+    if options.list {
+        list(&chosen, &tests);
+        return Ok(0);
+    }
+    if chosen.is_empty() && !with_uml {
+        bail!("nothing matches {:?}", filter.unwrap_or_default());
+    }
+
+    let log = cache::new_run("check")?;
+    let mut report = Report::default();
+    if with_uml {
+        kunit_uml(&mut report)?;
+    }
+    let several = chosen.len();
+    for (i, chosen) in chosen.iter().enumerate() {
+        println!("== {} ({} of {several})", chosen.group.name, i + 1);
+        let group_log = log.join(chosen.group.name);
+        fs::create_dir_all(&group_log)?;
+        if let Err(e) = run_group(options, chosen, &group_log, &mut report) {
+            // The other groups may still have something to say.
+            println!("{}: {e:#}", chosen.group.name);
+            report.fail(chosen.group.name, "guest", vec![format!("{e:#}")]);
+        }
+    }
+
+    report.write(&log.join("results.tap"))?;
+    println!(
+        "\n{} s, logs in {}",
+        start.elapsed().as_secs(),
+        log.display()
+    );
+    print!("{}", report.summary());
+    Ok(u8::from(!report.good()))
+}
+
+fn list(chosen: &[Chosen<'_>], tests: &[String]) {
+    for chosen in chosen {
+        println!("{}", chosen.group.name);
+        for program in &chosen.programs {
+            if program.name != programs::TEST {
+                println!("  {}", program.name);
+                continue;
+            }
+            let wanted = chosen.tests.as_deref().unwrap_or("");
+            for test in tests.iter().filter(|t| t.contains(wanted)) {
+                println!("  {test}");
+            }
+        }
+    }
+}
+
+fn kunit_uml(report: &mut Report) -> Result<()> {
+    let Some(path) = cache::set("PINWB_KUNIT_TAP") else {
+        return Ok(());
+    };
+    println!("== {KUNIT_UML}");
+    let Ok(bytes) = fs::read(&path) else {
+        let why = format!("no results at {}", path.display());
+        report.fail(KUNIT_UML, "run", vec![why]);
+        return Ok(());
+    };
+    kunit(KUNIT_UML, &String::from_utf8_lossy(&bytes), report);
+    let (splats, wrong) = scan::scan(&String::from_utf8_lossy(&bytes));
+    judge_console(KUNIT_UML, &splats, &wrong, report);
+    Ok(())
+}
+
+/// Adds the KTAP in a kernel's log.
+fn kunit(group: &str, log: &str, report: &mut Report) {
+    let (tests, broken) = tap::ktap(log);
+    if tests.is_empty() && broken.is_empty() {
+        let what = "no KUnit suite in this kernel's log".to_string();
+        println!("{group}: {what}");
+        let test = Test {
+            name: "suites".into(),
+            verdict: Verdict::Skip(what),
+            context: Vec::new(),
+        };
+        report.add(group, test);
+        return;
+    }
+    let of = tests.len();
+    for (i, test) in tests.into_iter().enumerate() {
+        println!("{group} [{}/{of}] {} {}", i + 1, word(&test), test.name);
+        report.add(group, test);
+    }
+    for what in broken {
+        report.fail(group, &what, Vec::new());
+    }
+}
+
+fn word(test: &Test) -> &'static str {
+    match test.verdict {
+        Verdict::Pass => "ok    ",
+        Verdict::Fail => "not ok",
+        Verdict::Skip(_) => "skip  ",
+    }
+}
+
+fn judge_console(group: &str, splats: &[scan::Splat], wrong: &[String], report: &mut Report) {
+    for splat in splats.iter().take(SPLATS) {
+        println!("{group}: splat: {}", splat.title);
+        report.fail(
+            group,
+            &format!("splat: {}", splat.title),
+            splat.lines.clone(),
+        );
+    }
+    if splats.len() > SPLATS {
+        let more = format!("splats: {} more", splats.len() - SPLATS);
+        report.fail(group, &more, Vec::new());
+    }
+    for what in wrong {
+        println!("{group}: {what}");
+        report.fail(group, what, Vec::new());
+    }
+}
+
+/// The shell script that a group's guest runs.
+fn script(chosen: &Chosen<'_>) -> String {
+    let mut script = String::from("cd /tmp\n");
+    if chosen.group.mount.is_some() {
+        script.push_str("cd /mnt\n");
+    }
+    script.push_str(chosen.group.prepare);
+    script.push('\n');
+    for program in &chosen.programs {
+        let mut call = format!("{} {}", program.name, program.args);
+        if let (true, Some(tests)) = (program.name == programs::TEST, &chosen.tests) {
+            call.push_str(&format!(" --filter '{}'", tests.replace('\'', "")));
+        }
+        let name = program.name;
+        script.push_str(&format!(
+            "echo '{}{name}'\n{call}\necho \"{STATUS}{name} $?\"\n",
+            tap::BEGIN
+        ));
+    }
+    script.push_str("exit 0\n");
+    script
+}
+
+/// Takes a group's output as it comes, and prints its progress.
+struct Live<'a> {
+    group: &'a str,
+    parser: Parser,
+    partial: Vec<u8>,
+    /// When the last result came.
+    last: Instant,
+    statuses: Vec<(String, i32)>,
+}
+
+impl Live<'_> {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.partial.extend_from_slice(bytes);
+        while let Some(end) = self.partial.iter().position(|&b| b == b'\n') {
+            let line: Vec<u8> = self.partial.drain(..=end).collect();
+            self.line(&String::from_utf8_lossy(&line[..end]));
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        if let Some((name, status)) = line
+            .strip_prefix(STATUS)
+            .and_then(|rest| rest.rsplit_once(' '))
+        {
+            let status = status.parse().unwrap_or(-1);
+            self.statuses.push((name.to_string(), status));
+            return;
+        }
+        if let Some(test) = self.parser.line(line) {
+            let (word, name) = (word(test), test.name.clone());
+            let seconds = self.last.elapsed().as_secs_f32();
+            let (done, of) = (self.parser.done(), self.parser.planned().unwrap_or(0));
+            println!("{} [{done}/{of}] {word} {name}  {seconds:.1} s", self.group);
+            let _ = std::io::stdout().flush();
+            self.last = Instant::now();
+        }
+    }
+}
+
+fn run_group(
+    options: &Options,
+    chosen: &Chosen<'_>,
+    log: &Path,
+    report: &mut Report,
+) -> Result<()> {
+    let group = chosen.group;
+    let config = Config {
+        kernel: options.kernel.clone(),
+        append: group.append.split_whitespace().map(String::from).collect(),
+        memory: group.memory,
+        timeout: Duration::from_secs(group.timeout),
+        show_console: options.console,
+        ..Config::default()
+    };
+    let mount = group.mount.map(|mkfs| Mount {
+        fs: "ext4".into(),
+        mkfs: format!("-q {mkfs}"),
+        options: String::new(),
+    });
+    let job = Job {
+        argv: vec!["bash".into(), "-c".into(), script(chosen)],
+        mount,
+        ..Job::default()
+    };
+    let mut out = File::create(log.join("stdout.log"))?;
+    let mut err = File::create(log.join("stderr.log"))?;
+    let mut live = Live {
+        group: group.name,
+        parser: Parser::default(),
+        partial: Vec::new(),
+        last: Instant::now(),
+        statuses: Vec::new(),
+    };
+    let outcome = qemu::boot(&config, &job, log, &mut |stream, bytes| match stream {
+        Stream::Out => {
+            let _ = out.write_all(bytes);
+            live.bytes(bytes);
+        }
+        Stream::Err => {
+            let _ = err.write_all(bytes);
+        }
+    })?;
+    if !live.partial.is_empty() {
+        live.bytes(b"\n");
+    }
+    println!(
+        "{}: booted in {:.1} s, {:.1} s in all",
+        group.name,
+        outcome.boot.unwrap_or_default().as_secs_f32(),
+        outcome.elapsed.as_secs_f32()
+    );
+
+    if group.name == KUNIT_X86 {
+        let console = fs::read(&outcome.console).unwrap_or_default();
+        kunit(group.name, &String::from_utf8_lossy(&console), report);
+    } else {
+        live.parser.finish();
+    }
+    let failed_in = |name: &str| {
+        let prefix = format!("{name}: ");
+        live.parser
+            .tests
+            .iter()
+            .any(|t| t.verdict == Verdict::Fail && t.name.starts_with(&prefix))
+    };
+    for (name, status) in &live.statuses {
+        // Programs that count a failure exit with non-zero for it; 4 is the selftests' skip.
+        if ![0, 4].contains(status)
+            && !failed_in(name)
+            && !live.parser.broken.iter().any(|b| b.contains(name))
+        {
+            let text = fs::read_to_string(log.join("stderr.log")).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(20)..];
+            let tail = tail.iter().map(|l| l.to_string()).collect();
+            report.fail(group.name, &format!("{name}: exit status {status}"), tail);
+        }
+    }
+    for test in std::mem::take(&mut live.parser.tests) {
+        // The only program of a group needs no name.
+        let name = match chosen.programs.as_slice() {
+            [only] => test
+                .name
+                .strip_prefix(&format!("{}: ", only.name))
+                .map(String::from),
+            _ => None,
+        };
+        let name = name.unwrap_or_else(|| test.name.clone());
+        report.add(group.name, Test { name, ..test });
+    }
+    for what in &live.parser.broken {
+        println!("{}: {what}", group.name);
+        report.fail(group.name, what, Vec::new());
+    }
+    if let Some(complaint) = outcome.end.complaint() {
+        println!("{}: {complaint}", group.name);
+        let text = fs::read_to_string(&outcome.console).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(40)..];
+        let tail = tail.iter().map(|l| l.to_string()).collect();
+        report.fail(group.name, &complaint, tail);
+    }
+    judge_console(group.name, &outcome.splats, &outcome.wrong, report);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(filter: &str) -> Vec<(&'static str, usize, Option<String>)> {
+        let tests = ["pin.refused".to_string(), "bounce.torn".to_string()];
+        choose(Some(filter), &tests)
+            .into_iter()
+            .map(|c| (c.group.name, c.programs.len(), c.tests))
+            .collect()
+    }
+
+    #[test]
+    fn filters() {
+        assert_eq!(choose(None, &[]).len(), GROUPS.len());
+        assert_eq!(names("ext4-1k"), [("ext4-1k", 1, None)]);
+        assert_eq!(names("kunit"), [(KUNIT_X86, 0, None)]);
+        let torn = Some("torn".to_string());
+        assert_eq!(
+            names("torn"),
+            [("ext4-4k", 1, torn.clone()), ("ext4-1k", 1, torn.clone())]
+        );
+        assert_eq!(names("4k/torn"), [("ext4-4k", 1, torn)]);
+        assert_eq!(
+            names("gup_longterm"),
+            [("kselftests", 1, None), ("off", 1, None)]
+        );
+        assert_eq!(names("no such thing"), []);
+    }
+
+    #[test]
+    fn scripts() {
+        let torn = &choose(Some("4k/torn"), &["torn".to_string()])[0];
+        let script = script(torn);
+        assert!(
+            script.contains("\npinwb-test run --fs ext4 --mkfs-opts '-b 4096' --filter 'torn'\n")
+        );
+        assert!(script.contains("# pinwb-status: pinwb-test $?"));
+    }
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `demo`: the same RDMA into a mapped file twice, on the kernel as it is today and with pinned
+//! writeback.
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::job::Job;
+use crate::qemu::{self, Config, End, Stream};
+use crate::{cache, programs};
+
+/// Rounds of RDMA, fsync and comparison that a proof takes.
+const ROUNDS: u64 = 3;
+
+/// What `pinwb-test demo --json` says, one line.
+#[derive(Debug, Clone, Deserialize)]
+struct Said {
+    refused: bool,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    mb_per_s: f64,
+    #[serde(default)]
+    fsync_p50_ms: f64,
+    #[serde(default)]
+    fsync_p99_ms: f64,
+    #[serde(default)]
+    bounced_bytes: u64,
+    #[serde(default)]
+    mismatches: u64,
+    #[serde(default)]
+    rounds: u64,
+}
+
+/// One boot.
+struct Row {
+    name: &'static str,
+    said: Option<Said>,
+    /// Why there is nothing to show, or why what there is does not count.
+    wrong: Option<String>,
+}
+
+impl Row {
+    fn refused(&self) -> bool {
+        self.wrong.is_none() && self.said.as_ref().is_some_and(|s| s.refused)
+    }
+
+    fn works(&self) -> bool {
+        self.wrong.is_none()
+            && self.said.as_ref().is_some_and(|s| {
+                !s.refused && s.mismatches == 0 && s.rounds >= ROUNDS && s.bounced_bytes > 0
+            })
+    }
+
+    fn cells(&self) -> [String; 7] {
+        let name = self.name.to_string();
+        let dash = || "-".to_string();
+        match &self.said {
+            Some(s) if !s.refused => [
+                name,
+                if self.works() { "works" } else { "FAILS" }.to_string(),
+                format!("{:.1}", s.mb_per_s),
+                format!("{:.1} ms", s.fsync_p50_ms),
+                format!("{:.1} ms", s.fsync_p99_ms),
+                s.bounced_bytes.to_string(),
+                s.mismatches.to_string(),
+            ],
+            said => {
+                let result = if said.is_some() { "refused" } else { "FAILS" };
+                [name, result.into(), dash(), dash(), dash(), dash(), dash()]
+            }
+        }
+    }
+}
+
+/// Runs it; returns the exit status.
+pub fn demo(config: &Config) -> Result<u8> {
+    let rows = [
+        row("pinwb=off", &["pinwb=off"], config)?,
+        row("pinwb", &[], config)?,
+    ];
+    print!("{}", table(&rows));
+    let good = rows[0].refused() && rows[1].works();
+    println!("{}", verdict(&rows));
+    Ok(u8::from(!good))
+}
+
+fn row(name: &'static str, append: &[&str], config: &Config) -> Result<Row> {
+    eprintln!("harness: {name}: RDMA into a mapped file on a new ext4 ...");
+    let log = cache::new_run(&format!("demo-{name}"))?;
+    let mut config = config.clone();
+    config.append.extend(append.iter().map(|a| a.to_string()));
+    let job = Job {
+        argv: [programs::TEST, "demo", "--json", "--fs", "ext4"]
+            .map(String::from)
+            .to_vec(),
+        ..Job::default()
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let outcome = qemu::boot(&config, &job, &log, &mut |stream, bytes| match stream {
+        Stream::Out => out.extend_from_slice(bytes),
+        Stream::Err => err.extend_from_slice(bytes),
+    })
+    .with_context(|| format!("boot with {name}"))?;
+    outcome.complain();
+    let said = String::from_utf8_lossy(&out)
+        .lines()
+        .rev()
+        .find_map(|line| serde_json::from_str(line).ok());
+    let wrong = if let Some(splat) = outcome.splats.first() {
+        Some(format!("splat: {}", splat.title))
+    } else if let Some(wrong) = outcome.wrong.first() {
+        Some(wrong.clone())
+    } else if outcome.end != End::Exit(0) || said.is_none() {
+        let text = String::from_utf8_lossy(&err);
+        let end = outcome.end.complaint().unwrap_or("no result".into());
+        Some(format!("{end}: {}", text.trim()))
+    } else {
+        None
+    };
+    Ok(Row { name, said, wrong })
+}
+
+fn table(rows: &[Row]) -> String {
+    let head = [
+        "kernel",
+        "result",
+        "MB/s",
+        "fsync p50",
+        "fsync p99",
+        "bytes bounced",
+        "mismatches",
+    ]
+    .map(String::from);
+    let mut lines = vec![head];
+    lines.extend(rows.iter().map(Row::cells));
+    let width = |column: usize| lines.iter().map(|l| l[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..7).map(width).collect();
+    let mut text = String::from("\n");
+    for line in &lines {
+        let cells: Vec<String> = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text.push('\n');
+    for row in rows {
+        if let Some(said) = row.said.as_ref().filter(|s| s.refused) {
+            text.push_str(&format!("{}: {}\n", row.name, said.message));
+        }
+        if let Some(wrong) = &row.wrong {
+            text.push_str(&format!("{}: {wrong}\n", row.name));
+        }
+    }
+    text
+}
+
+fn verdict(rows: &[Row; 2]) -> String {
+    let [off, on] = rows;
+    if !off.refused() {
+        return "FAILED: without pinned writeback the kernel should have refused".into();
+    }
+    match &on.said {
+        Some(s) if on.works() => format!(
+            "Refused without pinned writeback; with it, every byte was on the disk after each of \
+             {} fsyncs.",
+            s.rounds
+        ),
+        Some(s) if s.refused => "FAILED: refused with pinned writeback, too".into(),
+        Some(s) if s.mismatches > 0 => {
+            format!("FAILED: {} sectors are not on the disk", s.mismatches)
+        }
+        Some(s) if s.rounds < ROUNDS => format!("FAILED: only {} rounds", s.rounds),
+        Some(s) if s.bounced_bytes == 0 => "FAILED: nothing was bounced: nothing is proven".into(),
+        _ => "FAILED: see above".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(json: &str) -> Option<Said> {
+        Some(serde_json::from_str(json).unwrap())
+    }
+
+    fn rows(on: &str) -> [Row; 2] {
+        let off = r#"{"refused":true,"message":"EFAULT"}"#;
+        [("pinwb=off", off), ("pinwb", on)].map(|(name, json)| Row {
+            name,
+            said: said(json),
+            wrong: None,
+        })
+    }
+
+    const GOOD: &str = r#"{"refused":false,"message":"","mb_per_s":41.5,"fsync_p50_ms":12.0,
+        "fsync_p99_ms":40.25,"fsyncs":9,"bounced_bytes":201326592,"mismatches":0,"rounds":3}"#;
+
+    #[test]
+    fn good() {
+        let rows = rows(GOOD);
+        assert!(rows[0].refused() && rows[1].works());
+        assert!(verdict(&rows).starts_with("Refused without"));
+        let table = table(&rows);
+        assert!(table.contains("pinwb=off  refused  -"), "{table}");
+        assert!(table.contains("41.5"), "{table}");
+        assert!(table.contains("pinwb=off: EFAULT"), "{table}");
+    }
+
+    #[test]
+    fn nothing_short_of_it() {
+        for (from, to) in [
+            ("\"mismatches\":0", "\"mismatches\":1"),
+            ("\"rounds\":3", "\"rounds\":2"),
+            ("201326592", "0"),
+            ("\"refused\":false", "\"refused\":true"),
+        ] {
+            let rows = rows(&GOOD.replace(from, to));
+            assert!(!rows[1].works(), "{to}");
+            assert!(verdict(&rows).starts_with("FAILED"), "{to}");
+        }
+        let mut splat = rows(GOOD);
+        splat[1].wrong = Some("splat: BUG".into());
+        assert!(!splat[1].works());
+        assert_eq!(verdict(&splat), "FAILED: see above");
+    }
+}
