@@ -228,9 +228,6 @@ fn command(
     .to_vec();
     append.extend(config.append.iter().cloned());
     qemu.arg("-kernel").arg(kernel);
-    if let Some(initrd) = cache::set("PINWB_INITRD") {
-        qemu.arg("-initrd").arg(initrd);
-    }
     qemu.arg("-append").arg(append.join(" "));
 
     let mut disk = |name: &str, serial: &str, file: &Path, read_only: bool| -> Result<()> {
@@ -346,6 +343,17 @@ impl Console {
     }
 }
 
+/// Removes the disks of harnesses that were killed; a directory's name begins with its owner's PID.
+fn drop_stale(disks: &Path) {
+    for entry in fs::read_dir(disks).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.split('-').next().unwrap_or_default();
+        if !Path::new("/proc").join(owner).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Boots a guest for one job. `sink` gets its output as it comes; logs go to `log`, a directory.
 pub fn boot(
     config: &Config,
@@ -356,7 +364,10 @@ pub fn boot(
     // Disks are large: not on a tmpfs. Socket paths are short: not in a deep directory.
     let disks = cache::dir()?.join("disks");
     fs::create_dir_all(&disks)?;
-    let scratch = tempfile::Builder::new().prefix("run").tempdir_in(&disks)?;
+    drop_stale(&disks);
+    let scratch = tempfile::Builder::new()
+        .prefix(&format!("{}-", std::process::id()))
+        .tempdir_in(&disks)?;
     if scratch.path().as_os_str().len() > 90 {
         bail!("{}: too long for sockets", scratch.path().display());
     }
