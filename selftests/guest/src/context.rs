@@ -11,7 +11,7 @@ use anyhow::{bail, Context as _, Result};
 
 use crate::diag;
 use crate::disk::{self, Place, RawDisk};
-use crate::fs::{self as filesystem, FsKind};
+use crate::fs::{self as filesystem, FsKind, LoopDevice};
 use crate::stamp::{self, Stamp};
 
 /// A mounted filesystem and the device that it is on.
@@ -157,13 +157,19 @@ impl Context {
         let directory = self.work.join("power-cut");
         self.raw()?.copy_sparse(self.size, &image)?;
         fs::create_dir_all(&directory)?;
-        let options = filesystem::join_options(&["loop", &self.mount_options]);
-        filesystem::mount(&image, &directory, self.kind.name(), &options)
-            .context("cannot mount the image of a power cut")?;
+        let device = LoopDevice::new(&image)?;
+        filesystem::mount(
+            device.path(),
+            &directory,
+            self.kind.name(),
+            &self.mount_options,
+        )
+        .context("cannot mount the image of a power cut")?;
         let compared = File::open(directory.join(name))
             .with_context(|| format!("{name} is gone after a power cut"))
             .and_then(|file| expect_contents(&file, range, stamp).context("after a power cut"));
         filesystem::unmount(&directory)?;
+        drop(device);
         let checked = filesystem::run(&mut self.kind.check(&image));
         let _ = fs::remove_file(&image);
         compared?;

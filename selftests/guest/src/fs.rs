@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,6 +94,29 @@ pub fn mount(device: &Path, directory: &Path, kind: &str, options: &str) -> Resu
         command.args(["-o", options]);
     }
     run(command.arg(device).arg(directory)).map(|_| ())
+}
+
+/// A file that is a block device until this is dropped.
+pub struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// Sets it up. Not by `mount -o loop`: that holds the device open for writing while it mounts, which
+    /// a kernel without CONFIG_BLK_DEV_WRITE_MOUNTED refuses.
+    pub fn new(image: &Path) -> Result<Self> {
+        let path = run(Command::new("losetup").args(["-f", "--show"]).arg(image))?;
+        Ok(Self(path.trim().into()))
+    }
+
+    /// The device.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = run(Command::new("losetup").arg("-d").arg(&self.0));
+    }
 }
 
 /// Unmounts `directory`. A ring or a memory region of a process that has just died may hold it for a

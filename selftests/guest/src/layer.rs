@@ -134,7 +134,7 @@ fn integrity(disk: &Path) -> Result<Device> {
     })
 }
 
-const NULL_BLK: &str = "/sys/kernel/config/nullb/pinwb";
+const NULL_BLK: &str = "/sys/kernel/config/nullb/pinwb-slow";
 
 fn remove_slow() {
     let _ = fs::write(Path::new(NULL_BLK).join("power"), "0");
@@ -164,8 +164,8 @@ fn slow(milliseconds: u32) -> Result<Device> {
     set("irqmode", 2)?;
     set("completion_nsec", u64::from(milliseconds) * 1_000_000)?;
     set("power", 1)?;
-    let index = fs::read_to_string(directory.join("index"))?;
-    let path = PathBuf::from(format!("/dev/nullb{}", index.trim()));
+    // The device has the directory's name.
+    let path = PathBuf::from("/dev/pinwb-slow");
     Ok(Device {
         raw: path.clone(),
         path,

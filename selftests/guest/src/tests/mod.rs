@@ -10,6 +10,7 @@ mod exact;
 mod knockout;
 mod options;
 mod refuse;
+mod selfcheck;
 mod stories;
 mod tools;
 
@@ -24,6 +25,7 @@ use crate::map::Mapping;
 use crate::tap::Test;
 
 const THEMES: &[&[Test]] = &[
+    selfcheck::TESTS,
     durable::TESTS,
     tools::TESTS,
     exact::TESTS,
