@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::cache;
 
@@ -51,7 +52,7 @@ pub fn build(tree: &Path) -> Result<Vec<PathBuf>> {
 
     // Two runs may want this at once.
     let lock = fs::File::create(out.join("lock"))?;
-    lock.lock()?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
 
     let mut inputs: Vec<PathBuf> = Vec::new();
     for pattern in ["mm/*.[ch]", "kselftest.h"] {
