@@ -2,7 +2,6 @@
 
 //! The block devices that the filesystem under test lies on.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,9 +21,9 @@ pub enum Layer {
     /// dm-integrity on the test disk: it hashes a write's pages beside the disk's reading of them, so
     /// that a page that changes meanwhile fails its checksum when it is read back.
     Integrity,
-    /// A RAM disk that finishes every request after so many milliseconds: writeback stays in flight for
-    /// long enough to do things meanwhile.
-    Slow(u32),
+    /// The test disk behind a device that can be stopped: writeback stays in flight for as long as
+    /// something is done meanwhile. See [`Hold`].
+    Held,
 }
 
 /// A device that is ready for mkfs.
@@ -35,12 +34,20 @@ pub struct Device {
     pub raw: PathBuf,
     /// Bytes for the filesystem.
     pub size: u64,
-    _teardown: Option<Teardown>,
+    teardown: Option<Teardown>,
 }
 
 const MIB: u64 = 1 << 20;
-const INTEGRITY_SIZE: u64 = 64 * MIB;
-const SLOW_SIZE: u64 = 96 * MIB;
+const INTEGRITY_SIZE: u64 = 32 * MIB;
+
+impl Device {
+    /// Lets go of what a test that was killed may have held.
+    pub fn release(&self) {
+        if self.teardown.is_some() && self.path.ends_with(HELD) {
+            let _ = dmsetup(&["resume", HELD]);
+        }
+    }
+}
 
 struct Teardown(fn());
 
@@ -63,11 +70,16 @@ impl Layer {
                     path: disk.to_owned(),
                     raw: view.to_owned(),
                     size,
-                    _teardown: None,
+                    teardown: None,
                 })
             }
             Layer::Integrity => integrity(pair(disk, view)?.0),
-            Layer::Slow(milliseconds) => slow(milliseconds),
+            Layer::Held => {
+                let (disk, view) = pair(disk, view)?;
+                let size = size.min(disk::device_size(disk)?);
+                disk::zero(disk, size)?;
+                held(disk, view, size)
+            }
         }
     }
 }
@@ -130,46 +142,47 @@ fn integrity(disk: &Path) -> Result<Device> {
         raw: path.clone(),
         path,
         size,
-        _teardown: Some(teardown),
+        teardown: Some(teardown),
     })
 }
 
-const NULL_BLK: &str = "/sys/kernel/config/nullb/pinwb-slow";
+const HELD: &str = "pinwb-held";
 
-fn remove_slow() {
-    let _ = fs::write(Path::new(NULL_BLK).join("power"), "0");
-    let _ = fs::remove_dir(NULL_BLK);
+fn remove_held() {
+    let _ = dmsetup(&["resume", HELD]);
+    let _ = dmsetup(&["remove", "--retry", HELD]);
 }
 
-fn slow(milliseconds: u32) -> Result<Device> {
-    if !Path::new("/sys/kernel/config/nullb").exists() {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "configfs", "none", "/sys/kernel/config"]);
-        let _ = run(&mut mount);
-        if !Path::new("/sys/kernel/config/nullb").exists() {
-            return skip("no null_blk".to_owned());
-        }
+fn held(disk: &Path, view: &Path, size: u64) -> Result<Device> {
+    if dmsetup(&["version"]).is_err() {
+        return skip("no device mapper");
     }
-    remove_slow();
-    let directory = Path::new(NULL_BLK);
-    fs::create_dir(directory).context("cannot create a null_blk device")?;
-    let teardown = Teardown(remove_slow);
-    let set = |name: &str, value: u64| {
-        fs::write(directory.join(name), value.to_string())
-            .with_context(|| format!("cannot set {name} of null_blk"))
-    };
-    set("size", SLOW_SIZE / MIB)?;
-    set("memory_backed", 1)?;
-    // 2: a timer completes requests.
-    set("irqmode", 2)?;
-    set("completion_nsec", u64::from(milliseconds) * 1_000_000)?;
-    set("power", 1)?;
-    // The device has the directory's name.
-    let path = PathBuf::from("/dev/pinwb-slow");
+    if Path::new("/dev/mapper").join(HELD).exists() {
+        remove_held();
+    }
+    let table = format!("0 {} linear {} 0", size / 512, disk.display());
+    dmsetup(&["create", HELD, "--table", &table])?;
     Ok(Device {
-        raw: path.clone(),
-        path,
-        size: SLOW_SIZE,
-        _teardown: Some(teardown),
+        path: Path::new("/dev/mapper").join(HELD),
+        raw: view.to_owned(),
+        size,
+        teardown: Some(Teardown(remove_held)),
     })
+}
+
+/// Keeps what is sent to the device of [`Layer::Held`] from getting there, until dropped.
+pub struct Hold(());
+
+impl Hold {
+    /// Everything sent from now on stays in flight.
+    pub fn start() -> Result<Self> {
+        dmsetup(&["suspend", "--nolockfs", "--noflush", HELD])?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let _ = dmsetup(&["resume", HELD]);
+    }
 }

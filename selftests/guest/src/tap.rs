@@ -226,6 +226,7 @@ impl<'a> Runner<'a> {
                 mount_options: &mount_options,
             }),
         );
+        device.release();
         let mut failures = Vec::new();
         if let Err(error) = filesystem::unmount(&directory) {
             failures.push(format!("{error:#}"));

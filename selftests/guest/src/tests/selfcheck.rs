@@ -3,12 +3,15 @@
 //! That the tests can tell a disk that has the data from one that hasn't. No pins here: these pass on any
 //! kernel.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{bail, Result};
 
 use super::common::{Flush, KIB};
 use crate::context::Context;
 use crate::device::Kind;
-use crate::layer::Layer;
+use crate::layer::{Hold, Layer};
 use crate::map::Mapping;
 use crate::stamp::Stamp;
 use crate::tap::Test;
@@ -16,7 +19,7 @@ use crate::uring;
 
 pub const TESTS: &[Test] = &[
     Test::new("selfcheck.disk", stores),
-    Test::new("selfcheck.slow", stores).on(Layer::Slow(100)),
+    Test::new("selfcheck.held", held).on(Layer::Held),
     Test::new("selfcheck.integrity", stores).on(Layer::Integrity),
     Test::new("selfcheck.uring", |_| device(Kind::Uring)).on(Layer::None),
     Test::new("selfcheck.verbs", |_| device(Kind::Verbs)).on(Layer::None),
@@ -45,6 +48,34 @@ fn stores(context: &Context) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is held doesn't reach the disk, and fsync waits for it.
+fn held(context: &Context) -> Result<()> {
+    stores(context)?;
+    let len = 64 * KIB;
+    let stamp = Stamp::fresh();
+    let file = context.written("held", len, stamp, len as usize)?;
+    let map = Mapping::shared(&file, 0, len as usize)?;
+    let bytes = stamp.round(1).bytes(0, len as usize);
+    map.store(0, &bytes);
+    let hold = Hold::start()?;
+    thread::scope(|scope| {
+        let sync = scope.spawn(|| file.sync_all());
+        thread::sleep(Duration::from_millis(300));
+        let returned = sync.is_finished();
+        let sectors = context.mismatches(&file, 0..len, &bytes, stamp.round(1))?;
+        drop(hold);
+        match sync.join() {
+            Ok(synced) => synced?,
+            Err(_) => bail!("fsync panicked"),
+        }
+        if returned || sectors == 0 {
+            bail!("held, yet {sectors} sectors differ and fsync returned: {returned}");
+        }
+        Ok(())
+    })?;
+    context.expect_on_disk(&file, 0..len, stamp.round(1))
 }
 
 /// The device writes where it should, here to shared memory without a disk.

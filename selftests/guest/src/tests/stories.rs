@@ -16,7 +16,7 @@ use super::common::{fallocate, wait_until, Pinned, KIB, MIB};
 use crate::context::Context;
 use crate::device::Kind;
 use crate::diag;
-use crate::layer::Layer;
+use crate::layer::{Hold, Layer};
 use crate::ledger::{self, Stats, Switch};
 use crate::map::{Mapping, PAGE};
 use crate::pagemap::{PageFlags, DIRTY, WRITEBACK};
@@ -24,14 +24,14 @@ use crate::stamp::Stamp;
 use crate::tap::{skip, Test};
 
 pub const TESTS: &[Test] = &[
-    Test::new("story1.admitted_after_writeback", |c| story1(c, false)).on(Layer::Slow(200)),
-    Test::new("story1.knockout_no_admission", |c| story1(c, true)).on(Layer::Slow(200)),
+    Test::new("story1.admitted_after_writeback", |c| story1(c, false)).on(Layer::Held),
+    Test::new("story1.knockout_no_admission", |c| story1(c, true)).on(Layer::Held),
     Test::new("story2.invalidated_before_admission", |c| story2(c, false)),
     Test::new("story2.knockout_no_admission", |c| story2(c, true)),
     Test::new("story3.large_folio_one_block_dirty", story3),
-    Test::new("story4.second_fsync_first_in_flight", |c| story4(c, false)).on(Layer::Slow(200)),
-    Test::new("story4.knockout_late_keep_dirty", |c| story4(c, true)).on(Layer::Slow(200)),
-    Test::new("story5.extend_and_dma_during_writeback", story5).on(Layer::Slow(50)),
+    Test::new("story4.second_fsync_first_in_flight", |c| story4(c, false)).on(Layer::Held),
+    Test::new("story4.knockout_late_keep_dirty", |c| story4(c, true)).on(Layer::Held),
+    Test::new("story5.extend_and_dma_during_writeback", story5),
     Test::new("story10.partial_truncate_pinned_large_folio", |c| {
         story10(c, false)
     }),
@@ -81,16 +81,29 @@ fn story1(context: &Context, knocked_out: bool) -> Result<()> {
         .then(|| Switch::knock_out("no_admission"))
         .transpose()?;
     map.store(0, &stamp.round(1).bytes(0, len as usize));
+    let hold = Hold::start()?;
     start_writeback(&file)?;
-    let before = flags.count(&map, 0..len as usize, WRITEBACK)?;
-    if before == 0 {
-        return skip("writeback was over before a pin could be taken");
-    }
-    let mut device = Kind::Uring.attach(&map, 0..len)?;
     let pages = len as usize / PAGE;
-    let writeback = flags.count(&map, 0..len as usize, WRITEBACK)?;
-    let dirty = flags.count(&map, 0..len as usize, DIRTY)?;
-    diag!("{before} pages under writeback before the pin; after it {writeback}, and {dirty} dirty");
+    crate::tap::expect_eq(
+        "pages under writeback before the pin",
+        flags.count(&map, 0..len as usize, WRITEBACK)?,
+        pages,
+    )?;
+    let (mut device, writeback, dirty) = thread::scope(|scope| {
+        let pin = scope.spawn(|| -> Result<_> {
+            let device = Kind::Uring.attach(&map, 0..len)?;
+            let writeback = flags.count(&map, 0..len as usize, WRITEBACK)?;
+            let dirty = flags.count(&map, 0..len as usize, DIRTY)?;
+            Ok((device, writeback, dirty))
+        });
+        thread::sleep(Duration::from_millis(500));
+        diag!("admitted before the I/O was over: {}", pin.is_finished());
+        drop(hold);
+        match pin.join() {
+            Ok(result) => result,
+            Err(_) => bail!("the pinning thread panicked"),
+        }
+    })?;
     let finding = (writeback > 0 || dirty < pages).then(|| {
         format!("admitted with {writeback} pages under writeback and {dirty} of {pages} dirty")
     });
@@ -208,37 +221,47 @@ fn story4(context: &Context, knocked_out: bool) -> Result<()> {
     let _switch = knocked_out
         .then(|| Switch::knock_out("late_keep_dirty"))
         .transpose()?;
-    // Between keep-dirty and the copy, or between the copy and a keep-dirty that comes late.
-    let delay = Switch::delay("bounce_ms", 100)?;
+    // Between keep-dirty and the copy, and once more between the copy and a keep-dirty that comes late.
+    let delay = Switch::delay("bounce_ms", 200)?;
     let mut finding = None;
     let mut round = 0;
-    for pause in [5, 40, 80, 120, 160, 200, 250, 300] {
+    for pause in [20, 150, 250, 320, 450] {
         round += 2;
         pinned.write(round - 1)?;
         let stamp = pinned.stamp.round(round);
         let file = &pinned.file;
         let (device, map) = (&mut pinned.device, &pinned.map);
+        let hold = Hold::start()?;
         thread::scope(|scope| -> Result<()> {
             let first = scope.spawn(|| file.sync_all());
-            wait_until(Duration::from_secs(2), || {
-                Ok(flags.count(map, 0..len as usize, WRITEBACK)? > 0 || first.is_finished())
+            wait_until(Duration::from_secs(5), || {
+                Ok(flags.count(map, 0..len as usize, WRITEBACK)? > 0)
             })?;
             thread::sleep(Duration::from_millis(pause));
-            let overlapped = !first.is_finished();
             device.write(stamp, 0..len)?;
-            file.sync_all()?;
-            let expected = stamp.bytes(0, len as usize);
-            let lost = context.mismatches(file, 0..len, &expected, stamp)?;
-            diag!("pause {pause} ms, overlap {overlapped}: {lost} sectors lost");
+            let second = scope.spawn(|| -> Result<usize> {
+                file.sync_all()?;
+                let expected = stamp.bytes(0, len as usize);
+                context.mismatches(file, 0..len, &expected, stamp)
+            });
+            thread::sleep(Duration::from_millis(300));
+            let early = first.is_finished() || second.is_finished();
+            drop(hold);
+            let (Ok(synced), Ok(lost)) = (first.join(), second.join()) else {
+                bail!("an fsync panicked");
+            };
+            synced?;
+            let lost = lost?;
+            diag!("pause {pause} ms: {lost} sectors lost");
+            if early {
+                bail!("an fsync returned while its I/O was held");
+            }
             if lost > 0 {
                 finding = Some(format!(
                     "the second fsync returned 0 with {lost} sectors not on the disk"
                 ));
             }
-            match first.join() {
-                Ok(result) => Ok(result?),
-                Err(_) => bail!("the first fsync panicked"),
-            }
+            Ok(())
         })?;
     }
     drop(delay);
