@@ -65,6 +65,11 @@ __rust_helper bool rust_helper_folio_trylock(struct folio *folio)
 	return folio_trylock(folio);
 }
 
+__rust_helper void rust_helper_folio_lock(struct folio *folio)
+{
+	folio_lock(folio);
+}
+
 __rust_helper int rust_helper_folio_lock_killable(struct folio *folio)
 {
 	return folio_lock_killable(folio);

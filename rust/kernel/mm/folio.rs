@@ -103,7 +103,8 @@ impl Folio {
 
     /// Returns the offset within the file, in pages.
     ///
-    /// Of use for page cache folios only. It stays what it was when the folio leaves the page cache.
+    /// Of use for page cache folios only. It stays what it was when the folio leaves the page
+    /// cache.
     #[inline]
     pub fn index(&self) -> usize {
         let folio = self.as_raw();
@@ -189,6 +190,19 @@ impl Folio {
             addr_of!((*self.as_raw()).__bindgen_anon_1.__bindgen_anon_1.mapping).read_volatile()
         };
         NonNull::new(mapping)
+    }
+
+    /// Locks the folio. May sleep; see [`Folio::lock_killable`] for the order.
+    #[inline]
+    pub fn lock(&self) -> FolioGuard<'_> {
+        // SAFETY: The folio is valid by the type invariants.
+        unsafe { bindings::folio_lock(self.as_raw()) };
+
+        // INVARIANT: The lock was just taken.
+        FolioGuard {
+            folio: self,
+            _not_send: NotThreadSafe,
+        }
     }
 
     /// Locks the folio, or returns [`EINTR`] if a fatal signal arrives while waiting.
