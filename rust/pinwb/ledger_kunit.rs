@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests of the ledger.
+//!
+//! They run on ledgers of their own, never on the kernel's: a test may take any PFN that it likes.
+
+use crate::{
+    entry::Entry,
+    ledger::{
+        KernelMemory,
+        Ledger,
+        TableSource, //
+    }, //
+};
+use kernel::{
+    alloc::AllocError,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Completion, //
+    },
+    workqueue, //
+};
+
+/// Memory for so many tables and no more.
+struct Budget {
+    left: Atomic<usize>,
+}
+
+impl Budget {
+    const fn new(tables: usize) -> Self {
+        Self {
+            left: Atomic::new(tables),
+        }
+    }
+}
+
+impl TableSource for Budget {
+    fn zeroed<T>(&self) -> Result<*mut T, AllocError> {
+        if self.left.load(Relaxed) == 0 {
+            return Err(AllocError);
+        }
+        self.left.fetch_sub(1usize, Relaxed);
+        KernelMemory.zeroed()
+    }
+
+    unsafe fn discard<T>(&self, table: *mut T) {
+        self.left.add(1usize, Relaxed);
+        // SAFETY: By the caller's promise; `zeroed()` above got the table from `KernelMemory`.
+        unsafe { KernelMemory.discard(table) };
+    }
+}
+
+/// What the workers of the concurrency test share.
+#[pin_data]
+struct Shared {
+    ledger: Ledger<KernelMemory>,
+    running: Atomic<usize>,
+    errors: Atomic<usize>,
+    #[pin]
+    done: Completion,
+}
+
+impl Shared {
+    fn new(workers: usize) -> impl PinInit<Self> {
+        pin_init!(Self {
+            ledger: Ledger::new(KernelMemory),
+            running: Atomic::new(workers),
+            errors: Atomic::new(0),
+            done <- Completion::new(),
+        })
+    }
+}
+
+/// Levels of tables on the way to an entry.
+const LEVELS: usize = 4;
+
+#[kunit_tests(pinwb_ledger)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_counts_without_touching_the_reserved_half() {
+        let reserved = 0xa5a5_a5a5_0000_0000;
+        let entry = Entry::from_word(reserved | 7);
+
+        assert_eq!(entry.count(), 7);
+        assert_eq!(entry.add(3).map(Entry::word), Some(reserved | 10));
+        assert_eq!(entry.sub(7).0.word(), reserved);
+        assert_eq!(entry.sub(9), (Entry::from_word(reserved), 2));
+    }
+
+    #[test]
+    fn entry_refuses_to_overflow() {
+        let full = Entry::from_word(Entry::MAX_COUNT);
+
+        assert_eq!(full.add(1), None);
+        assert_eq!(full.add(u64::MAX), None);
+        assert_eq!(Entry::from_word(0).add(Entry::MAX_COUNT), Some(full));
+        assert_eq!(Entry::from_word(1).add(Entry::MAX_COUNT), None);
+    }
+
+    #[test]
+    fn counts_are_per_pfn() -> Result {
+        let ledger = Ledger::new(KernelMemory);
+
+        assert_eq!(ledger.get(0).count(), 0);
+        ledger.add(0, 1)?;
+        ledger.add(511, 2)?;
+        ledger.add(512, 3)?;
+        ledger.add(0x12_3456_789a, 4)?;
+        ledger.add(511, 10)?;
+
+        assert_eq!(ledger.get(0).count(), 1);
+        assert_eq!(ledger.get(1).count(), 0);
+        assert_eq!(ledger.get(511).count(), 12);
+        assert_eq!(ledger.get(512).count(), 3);
+        assert_eq!(ledger.get(0x12_3456_789a).count(), 4);
+        assert_eq!(ledger.leaves(), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn walk_finds_exactly_what_is_pinned() -> Result {
+        let ledger = Ledger::new(KernelMemory);
+        let pfns = [3usize, 511, 512, 1 << 18, (1 << 27) + 5, (1 << 40) - 1];
+
+        for (i, &pfn) in pfns.iter().enumerate() {
+            ledger.add(pfn, i as u64 + 1)?;
+        }
+        ledger.add(77, 1)?;
+        assert_eq!(ledger.sub(77, 1), 0);
+
+        let mut seen = KVec::new();
+        ledger.for_each(|pfn, entry| Ok(seen.push((pfn, entry.count()), GFP_KERNEL)?))?;
+
+        assert_eq!(seen.len(), pfns.len());
+        for (i, &pfn) in pfns.iter().enumerate() {
+            assert_eq!(seen[i], (pfn, i as u64 + 1));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn subtraction_stops_at_zero_and_says_so() -> Result {
+        let ledger = Ledger::new(KernelMemory);
+
+        assert_eq!(ledger.sub(5, 2), 2);
+        ledger.add(5, 3)?;
+        assert_eq!(ledger.sub(5, 1), 0);
+        assert_eq!(ledger.sub(5, 4), 2);
+        assert_eq!(ledger.get(5).count(), 0);
+        assert_eq!(ledger.sub(6, 1), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn overflow_is_refused_with_ebusy_and_counts_nothing() -> Result {
+        let ledger = Ledger::new(KernelMemory);
+
+        ledger.add(9, Entry::MAX_COUNT)?;
+        assert_eq!(ledger.add(9, 1), Err(EBUSY));
+        assert_eq!(ledger.get(9).count(), Entry::MAX_COUNT);
+        assert_eq!(ledger.sub(9, Entry::MAX_COUNT), 0);
+        ledger.add(9, 1)?;
+        assert_eq!(ledger.get(9).count(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn pfn_beyond_the_root_is_refused_with_enomem() {
+        let ledger = Ledger::new(KernelMemory);
+
+        assert_eq!(ledger.add(1 << 40, 1), Err(ENOMEM));
+        assert_eq!(ledger.get(1 << 40).count(), 0);
+        assert_eq!(ledger.get(usize::MAX).count(), 0);
+    }
+
+    #[test]
+    fn failed_allocation_is_enomem_and_counts_nothing() -> Result {
+        for tables in 0..LEVELS {
+            let ledger = Ledger::new(Budget::new(tables));
+
+            assert_eq!(ledger.add(42, 1), Err(ENOMEM));
+            assert_eq!(ledger.get(42).count(), 0);
+            assert_eq!(ledger.leaves(), 0);
+        }
+
+        // One leaf fits: it serves its 2 MiB for ever, and nothing beyond.
+        let ledger = Ledger::new(Budget::new(LEVELS));
+
+        ledger.add(42, 1)?;
+        ledger.add(43, 1)?;
+        assert_eq!(ledger.add(512, 1), Err(ENOMEM));
+        assert_eq!(ledger.get(42).count(), 1);
+        assert_eq!(ledger.sub(42, 1), 0);
+        ledger.add(42, 1)?;
+        Ok(())
+    }
+
+    #[test]
+    fn concurrent_pins_and_unpins_add_up() -> Result {
+        const WORKERS: usize = 4;
+        const ROUNDS: u64 = 2000;
+        const PFNS: u64 = 3 * 512;
+
+        let shared = Arc::pin_init(Shared::new(WORKERS), GFP_KERNEL)?;
+
+        for worker in 0..WORKERS as u64 {
+            let shared = shared.clone();
+
+            workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+                // All workers fight for the same leaves and, at PFN 0, for the same entry. Each
+                // leaves `worker + 1` pins on PFN 0 and nothing elsewhere.
+                for round in 0..ROUNDS {
+                    let pfn = (round * 8 % PFNS) as usize;
+                    let counted = shared.ledger.add(0, 2).and(shared.ledger.add(pfn, 1));
+
+                    if counted.is_err() || shared.ledger.sub(0, 2) + shared.ledger.sub(pfn, 1) != 0
+                    {
+                        shared.errors.add(1usize, Relaxed);
+                    }
+                }
+                if shared.ledger.add(0, worker + 1).is_err() {
+                    shared.errors.add(1usize, Relaxed);
+                }
+                if shared.running.fetch_sub(1usize, Relaxed) == 1 {
+                    shared.done.complete_all();
+                }
+            })?;
+        }
+        shared.done.wait_for_completion();
+
+        assert_eq!(shared.errors.load(Relaxed), 0);
+        assert_eq!(shared.ledger.get(0).count(), 1 + 2 + 3 + 4);
+        assert_eq!(shared.ledger.leaves(), 3);
+
+        let mut folios = 0;
+        shared.ledger.for_each(|_, _| {
+            folios += 1;
+            Ok(())
+        })?;
+        assert_eq!(folios, 1);
+        Ok(())
+    }
+}
