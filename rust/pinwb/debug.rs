@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Knock-outs and delays for the tests.
+//!
+//! A safety test proves something only if it fails when the step that it tests is left out. Each
+//! switch here leaves one step out; each delay holds a race window open. Without
+//! CONFIG_PINWB_DEBUG they are constants and the compiler drops them.
+
+#[cfg(CONFIG_PINWB_DEBUG)]
+mod switches {
+    use kernel::{
+        debugfs::ScopedDir,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        }, //
+    };
+
+    /// Declares the switches: a static each, a function that reads it, and their debugfs files.
+    macro_rules! switches {
+        ($($(#[$doc:meta])* $name:ident: $file:literal => $switch:ident;)*) => {
+            $(
+                static $switch: Atomic<bool> = Atomic::new(false);
+
+                $(#[$doc])*
+                pub(crate) fn $name() -> bool {
+                    $switch.load(Relaxed)
+                }
+            )*
+
+            pub(crate) fn knockout_files(dir: &ScopedDir<'_, '_>) {
+                $(dir.read_write_file($file, &$switch);)*
+            }
+        };
+    }
+
+    /// Declares the delays in milliseconds, like the switches.
+    macro_rules! delays {
+        ($($(#[$doc:meta])* $name:ident: $file:literal => $millis:ident;)*) => {
+            $(
+                static $millis: Atomic<u32> = Atomic::new(0);
+
+                $(#[$doc])*
+                pub(crate) fn $name() {
+                    let millis = $millis.load(Relaxed);
+
+                    if millis != 0 {
+                        fsleep(Delta::from_millis(millis.into()));
+                    }
+                }
+            )*
+
+            pub(crate) fn delay_files(dir: &ScopedDir<'_, '_>) {
+                $(dir.read_write_file($file, &$millis);)*
+            }
+        };
+    }
+
+    switches! {
+        /// Write the live page instead of a copy.
+        no_copy: c"no_copy" => NO_COPY;
+        /// Let writeback clean pinned folios.
+        no_keep_dirty: c"no_keep_dirty" => NO_KEEP_DIRTY;
+        /// Keep folios dirty, but only after they were copied.
+        late_keep_dirty: c"late_keep_dirty" => LATE_KEEP_DIRTY;
+        /// Count pins and let the driver start at once.
+        no_admission: c"no_admission" => NO_ADMISSION;
+        /// Let filesystems skip dirty blocks without a place on disk.
+        no_hole_alloc: c"no_hole_alloc" => NO_HOLE_ALLOC;
+    }
+
+    delays! {
+        /// Between get_user_pages() and admission.
+        delay_admission: c"admit_ms" => ADMIT_MS;
+        /// Between keep-dirty and the copy.
+        delay_bounce: c"bounce_ms" => BOUNCE_MS;
+    }
+}
+
+#[cfg(not(CONFIG_PINWB_DEBUG))]
+mod switches {
+    pub(crate) const fn no_copy() -> bool {
+        false
+    }
+
+    pub(crate) const fn no_keep_dirty() -> bool {
+        false
+    }
+
+    pub(crate) const fn late_keep_dirty() -> bool {
+        false
+    }
+
+    pub(crate) const fn no_admission() -> bool {
+        false
+    }
+
+    pub(crate) const fn delay_admission() {}
+
+    pub(crate) const fn delay_bounce() {}
+}
+
+pub(crate) use switches::*;

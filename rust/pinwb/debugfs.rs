@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `<debugfs>/pinwb/`: what the tests and the curious read.
+//!
+//! - `stats`: one counter a line, name and value.
+//! - `ledger`: one folio with pins a line: `major:minor inode index pages pfn count`, or `- - -`
+//!   for the first three when the folio is in no file any more. `index` is in pages.
+//! - `knockout/`, `delay/`: see `debug.rs`.
+
+use crate::{
+    ledger::LEDGER,
+    stats, //
+};
+use kernel::{
+    bindings,
+    debugfs::{
+        Scope,
+        ScopedDir, //
+    },
+    fmt,
+    prelude::*, //
+};
+
+/// Creates the directory, which lives until the returned scope is dropped.
+pub(crate) fn directory() -> impl PinInit<Scope<()>> {
+    Scope::dir((), c"pinwb", |_, dir| {
+        dir.read_callback_file(c"stats", &(), &show_stats);
+        dir.read_callback_file(c"ledger", &(), &show_ledger);
+        debug_files(dir);
+    })
+}
+
+#[cfg(CONFIG_PINWB_DEBUG)]
+fn debug_files(dir: &ScopedDir<'_, '_>) {
+    crate::debug::knockout_files(&dir.dir(c"knockout"));
+    crate::debug::delay_files(&dir.dir(c"delay"));
+}
+
+#[cfg(not(CONFIG_PINWB_DEBUG))]
+fn debug_files(_dir: &ScopedDir<'_, '_>) {}
+
+fn show_stats(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut pins = 0;
+    let mut folios = 0u64;
+
+    LEDGER
+        .for_each(|_, entry| {
+            pins += entry.count();
+            folios += 1;
+            Ok(())
+        })
+        .map_err(|_| fmt::Error)?;
+
+    writeln!(f, "pins {pins}")?;
+    writeln!(f, "folios {folios}")?;
+    writeln!(f, "leaves {}", LEDGER.leaves())?;
+    stats::all()
+        .iter()
+        .try_for_each(|(name, value)| writeln!(f, "{name} {value}"))
+}
+
+fn show_ledger(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    LEDGER
+        .for_each(|pfn, entry| {
+            let mut place = bindings::pinwb_place::default();
+
+            // SAFETY: `place` is valid for writing; the function takes any PFN that was pinned.
+            let in_file = unsafe { bindings::pinwb_folio_place(pfn, &mut place) };
+            let count = entry.count();
+
+            if in_file {
+                writeln!(
+                    f,
+                    "{}:{} {} {} {} {pfn} {count}",
+                    place.major, place.minor, place.ino, place.index, place.nr_pages
+                )
+            } else {
+                writeln!(f, "- - - {} {pfn} {count}", place.nr_pages)
+            }
+            .map_err(|_| ENOSPC)
+        })
+        .map_err(|_| fmt::Error)
+}
