@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Pinned writeback: what C sees of mm/pinwb.
+ *
+ * Every function here is a static inline that tests one bit of the mapping (or
+ * of the bio) and calls into Rust only when the bit is set, so that a mapping
+ * that was never pinned pays for one test and nothing else.
+ *
+ * See Documentation/mm/pinwb/design.rst for the races and
+ * Documentation/mm/pinwb/filesystem.rst for what a filesystem has to do.
+ */
+#ifndef _LINUX_PINWB_H
+#define _LINUX_PINWB_H
+
+#include <linux/bio.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+
+/*
+ * Most bytes that a writeback bio of a pinned mapping may carry: one
+ * mempool_alloc_bulk() then serves the whole bio, and no bio ever waits for
+ * pages while it holds some.
+ */
+#define PINWB_BIO_MAX_PAGES	256
+#define PINWB_BIO_MAX_BYTES	(PINWB_BIO_MAX_PAGES << PAGE_SHIFT)
+
+#ifdef CONFIG_PINWB
+
+/* Cleared by pinwb=off on the command line; does not change after boot. */
+extern bool pinwb_on;
+
+static inline bool pinwb_enabled(void)
+{
+	return pinwb_on;
+}
+
+/**
+ * mapping_set_pinned_writeback - a filesystem opts an inode's mapping in
+ * @mapping: the page cache of a regular file
+ *
+ * To be called while the inode is set up, before anybody can map it. Does
+ * nothing if the kernel was booted with pinwb=off.
+ */
+static inline void mapping_set_pinned_writeback(struct address_space *mapping)
+{
+	if (pinwb_enabled())
+		set_bit(AS_PINNED_WRITEBACK, &mapping->flags);
+}
+
+/**
+ * mapping_clear_pinned_writeback - a filesystem opts an inode's mapping out
+ * @mapping: the page cache of a regular file
+ *
+ * Keeps new pins out, once smp_mb__after_atomic() was called. Pins that exist
+ * stay: pinwb_mapping_has_pins() tells of them afterwards.
+ */
+static inline void mapping_clear_pinned_writeback(struct address_space *mapping)
+{
+	clear_bit(AS_PINNED_WRITEBACK, &mapping->flags);
+}
+
+static inline bool mapping_pinned_writeback(const struct address_space *mapping)
+{
+	return test_bit(AS_PINNED_WRITEBACK, &mapping->flags);
+}
+
+/**
+ * mapping_was_pinned - may folios here be dirty without an announcement?
+ * @mapping: the page cache of a file
+ *
+ * Set by the first writable long-term pin, until the inode is evicted: a
+ * device may have written to any folio of this mapping without
+ * ->page_mkwrite(), and the filesystem must find blocks for it in writeback.
+ *
+ * Return: true if so.
+ */
+static inline bool mapping_was_pinned(const struct address_space *mapping)
+{
+	return unlikely(test_bit(AS_WAS_PINNED, &mapping->flags));
+}
+
+static inline void mapping_set_was_pinned(struct address_space *mapping)
+{
+	if (!test_bit(AS_WAS_PINNED, &mapping->flags))
+		set_bit(AS_WAS_PINNED, &mapping->flags);
+}
+
+bool __pinwb_folio_pinned(const struct folio *folio);
+bool __pinwb_keep_dirty(struct folio *folio);
+bool __pinwb_mapping_has_pins(struct address_space *mapping);
+void __pinwb_touch_inode(struct inode *inode);
+int __pinwb_bounce_bio(struct bio *bio, struct inode *inode);
+void __pinwb_unbounce_bio(struct bio *bio);
+
+/**
+ * pinwb_folio_pinned - is there a writable long-term pin on this folio now?
+ * @folio: a folio of @mapping
+ * @mapping: its mapping
+ *
+ * With the folio locked, "no" stays true until the unlock as far as devices
+ * are concerned: a pin that is counted later is admitted under the lock.
+ *
+ * Return: true if there is.
+ */
+static inline bool pinwb_folio_pinned(const struct folio *folio,
+				      const struct address_space *mapping)
+{
+	return mapping_was_pinned(mapping) && __pinwb_folio_pinned(folio);
+}
+
+/**
+ * pinwb_keep_dirty - the keep-dirty step of writeback
+ * @folio: locked, its dirty bit cleared by folio_clear_dirty_for_io()
+ * @mapping: its mapping
+ *
+ * If the folio is pinned, makes it dirty again: the filesystem then also has to
+ * keep the dirty state of the blocks that it is about to write. To be called just before __folio_start_writeback(), which
+ * would otherwise drop the DIRTY tag, and before any byte is copied.
+ *
+ * Context: process context, folio locked; does not sleep.
+ *
+ * Return: true if the folio is pinned.
+ */
+static inline bool pinwb_keep_dirty(struct folio *folio,
+				    struct address_space *mapping)
+{
+	return mapping_was_pinned(mapping) && __pinwb_keep_dirty(folio);
+}
+
+/**
+ * pinwb_mapping_has_pins - walk a mapping for pinned folios
+ * @mapping: the page cache of a file
+ *
+ * For rare operations that must refuse files with pins (journal mode flip,
+ * verity). Callers keep new pins out by clearing the opt-in first, and set it
+ * again if the answer makes them give up.
+ *
+ * Context: process context, no folio locks; may sleep.
+ *
+ * Return: true if there are any.
+ */
+static inline bool pinwb_mapping_has_pins(struct address_space *mapping)
+{
+	return mapping_was_pinned(mapping) && __pinwb_mapping_has_pins(mapping);
+}
+
+/**
+ * pinwb_touch_inode - the device wrote: move mtime, ctime and i_version
+ * @inode: the inode of a mapping that is about to be written back
+ *
+ * No ->page_mkwrite() saw the device's stores. To be called once for each
+ * ->writepages() that kept a pinned folio dirty.
+ *
+ * Context: process context, no folio lock, no transaction handle; may sleep.
+ */
+static inline void pinwb_touch_inode(struct inode *inode)
+{
+	__pinwb_touch_inode(inode);
+}
+
+/**
+ * pinwb_bio_full - must a writeback bio be submitted before @len more bytes?
+ * @bio: the bio under construction
+ * @mapping: the mapping that it writes
+ * @len: bytes
+ *
+ * Return: true if so.
+ */
+static inline bool pinwb_bio_full(const struct bio *bio,
+				  const struct address_space *mapping,
+				  size_t len)
+{
+	return mapping_was_pinned(mapping) &&
+	       bio->bi_iter.bi_size + len > PINWB_BIO_MAX_BYTES;
+}
+
+/**
+ * pinwb_bounce_bio - divert the pinned parts of a bio to private copies
+ * @bio: a page cache write that is complete but not submitted
+ * @mapping: the mapping that it writes
+ *
+ * To be called before checksums, integrity payload and submission. Waits for
+ * bounce pages, never for a pin.
+ *
+ * Return: 0, or -EIO if the memory to copy is poisoned: then the bio is
+ * unchanged and must be ended with an error instead of submitted.
+ *
+ * Context: process context, may sleep (GFP_NOIO).
+ */
+static inline int __must_check pinwb_bounce_bio(struct bio *bio,
+						struct address_space *mapping)
+{
+	if (!mapping_was_pinned(mapping))
+		return 0;
+	return __pinwb_bounce_bio(bio, mapping->host);
+}
+
+/**
+ * pinwb_unbounce_bio - put the bio's own pages back at completion
+ * @bio: a bio whose I/O has ended
+ *
+ * To be called first thing in the filesystem's ->bi_end_io().
+ *
+ * Context: any.
+ */
+static inline void pinwb_unbounce_bio(struct bio *bio)
+{
+	if (unlikely(bio_flagged(bio, BIO_BOUNCED)))
+		__pinwb_unbounce_bio(bio);
+}
+
+/**
+ * pinwb_folio_is_counted - does the ledger count pins of such folios?
+ * @folio: a folio that is pinned
+ *
+ * Page cache folios of files. Says the same at pin and at unpin, whatever
+ * happened between: truncation takes the mapping away, but not these properties.
+ *
+ * Return: true if it does.
+ */
+static inline bool pinwb_folio_is_counted(const struct folio *folio)
+{
+	return !folio_test_anon(folio) && !folio_test_swapbacked(folio) &&
+	       !folio_test_hugetlb(folio) && !is_zero_folio(folio) &&
+	       pinwb_enabled();
+}
+
+int __pinwb_admit(struct mm_struct *mm, unsigned long start,
+		  struct page **pages, unsigned long nr_pages,
+		  bool mmap_locked);
+void __pinwb_unpin(struct folio *folio, unsigned long nr);
+
+/**
+ * pinwb_admit - count writable long-term pins and make the folios safe for DMA
+ * @mm: the address space
+ * @start: user address of the first page
+ * @pages: pages that were just pinned with FOLL_PIN, FOLL_LONGTERM, FOLL_WRITE
+ * @nr_pages: how many
+ * @mmap_locked: whether the caller holds the mmap_lock
+ *
+ * Context: process context, no folio locks. Sleeps, but never for a pin.
+ *
+ * Return: 0, or an error after which the caller drops the references: -EAGAIN
+ * if the range is to be pinned again.
+ */
+static inline int pinwb_admit(struct mm_struct *mm, unsigned long start,
+			      struct page **pages, unsigned long nr_pages,
+			      bool mmap_locked)
+{
+	unsigned long i;
+
+	for (i = 0; i < nr_pages; i++) {
+		if (pinwb_folio_is_counted(page_folio(pages[i])))
+			return __pinwb_admit(mm, start, pages, nr_pages,
+					     mmap_locked);
+	}
+	return 0;
+}
+
+/**
+ * pinwb_unpin - forget writable long-term pins
+ * @folio: the folio
+ * @nr: how many pins; the caller drops the references afterwards
+ *
+ * Context: any.
+ */
+static inline void pinwb_unpin(struct folio *folio, unsigned long nr)
+{
+	if (pinwb_folio_is_counted(folio))
+		__pinwb_unpin(folio, nr);
+}
+
+/* Between mm/pinwb/glue.c and the Rust side. */
+struct pinwb_place {
+	unsigned int major;
+	unsigned int minor;
+	unsigned long ino;
+	unsigned long index;
+	unsigned long nr_pages;
+};
+
+bool pinwb_vma_allowed(struct vm_area_struct *vma, bool longterm_api);
+bool pinwb_vma_is_opted_in(struct mm_struct *mm, unsigned long address,
+			   bool mmap_locked);
+int pinwb_fault_for_write(struct mm_struct *mm, unsigned long address,
+			  bool mmap_locked);
+void pinwb_redirty_folio(struct folio *folio);
+bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place);
+void pinwb_count_refusal(void);
+
+#else /* !CONFIG_PINWB */
+
+static inline void mapping_set_pinned_writeback(struct address_space *mapping)
+{
+}
+
+static inline void mapping_clear_pinned_writeback(struct address_space *mapping)
+{
+}
+
+static inline bool mapping_pinned_writeback(const struct address_space *mapping)
+{
+	return false;
+}
+
+static inline bool mapping_was_pinned(const struct address_space *mapping)
+{
+	return false;
+}
+
+static inline bool pinwb_folio_pinned(const struct folio *folio,
+				      const struct address_space *mapping)
+{
+	return false;
+}
+
+static inline bool pinwb_keep_dirty(struct folio *folio,
+				    struct address_space *mapping)
+{
+	return false;
+}
+
+static inline bool pinwb_mapping_has_pins(struct address_space *mapping)
+{
+	return false;
+}
+
+static inline void pinwb_touch_inode(struct inode *inode)
+{
+}
+
+static inline bool pinwb_bio_full(const struct bio *bio,
+				  const struct address_space *mapping,
+				  size_t len)
+{
+	return false;
+}
+
+static inline int __must_check pinwb_bounce_bio(struct bio *bio,
+						struct address_space *mapping)
+{
+	return 0;
+}
+
+static inline void pinwb_unbounce_bio(struct bio *bio)
+{
+}
+
+static inline void pinwb_unpin(struct folio *folio, unsigned long nr)
+{
+}
+
+static inline bool pinwb_vma_allowed(struct vm_area_struct *vma,
+				     bool longterm_api)
+{
+	return false;
+}
+
+static inline int pinwb_admit(struct mm_struct *mm, unsigned long start,
+			      struct page **pages, unsigned long nr_pages,
+			      bool mmap_locked)
+{
+	return 0;
+}
+
+#endif /* CONFIG_PINWB */
+
+/* Tests leave out the allocation of blocks that no ->page_mkwrite() announced. */
+#ifdef CONFIG_PINWB_DEBUG
+bool pinwb_knockout_hole_alloc(void);
+#else
+static inline bool pinwb_knockout_hole_alloc(void)
+{
+	return false;
+}
+#endif
+
+#endif /* _LINUX_PINWB_H */
