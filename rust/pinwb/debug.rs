@@ -20,15 +20,15 @@ mod switches {
         }, //
     };
 
-    /// Declares the switches: a static each, a function that reads it, and their debugfs files.
+    /// Declares the switches, on if not 0: a static each, a function that reads it, and their debugfs files.
     macro_rules! switches {
         ($($(#[$doc:meta])* $name:ident: $file:literal => $switch:ident;)*) => {
             $(
-                static $switch: Atomic<bool> = Atomic::new(false);
+                static $switch: Atomic<u32> = Atomic::new(0);
 
                 $(#[$doc])*
                 pub(crate) fn $name() -> bool {
-                    $switch.load(Relaxed)
+                    $switch.load(Relaxed) != 0
                 }
             )*
 
