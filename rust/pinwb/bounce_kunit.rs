@@ -308,7 +308,7 @@ impl WorkItem<1> for Load {
         if now > shared.most_in_flight.load(Relaxed) {
             shared.most_in_flight.store(now, Relaxed);
         }
-        let _ = workqueue::system_unbound().enqueue::<_, 2>(this);
+        let _ = workqueue::system_long().enqueue::<_, 2>(this);
     }
 }
 
@@ -330,7 +330,7 @@ impl WorkItem<2> for Load {
         unsafe { unbounce(bio) };
 
         if this.left.fetch_sub(1, Full) > 1 {
-            let _ = workqueue::system_unbound().enqueue::<_, 1>(this);
+            let _ = workqueue::system_long().enqueue::<_, 1>(this);
         } else if this.pools.running.fetch_sub(1, Full) == 1 {
             this.pools.done.complete_all();
         }
@@ -788,7 +788,7 @@ mod tests {
             loads.push(load, GFP_KERNEL)?;
         }
         for load in &loads {
-            let _ = workqueue::system_unbound().enqueue::<_, 1>(load.clone());
+            let _ = workqueue::system_long().enqueue::<_, 1>(load.clone());
         }
 
         shared.done.wait_for_completion();
