@@ -117,45 +117,45 @@ pub fn wait_until_empty(seconds: u64) -> Result<()> {
     }
 }
 
-/// A debugfs value that goes back to 0 when dropped.
-pub struct Switch(PathBuf);
+/// A debugfs value that goes back to what it is without tests when dropped.
+pub struct Switch {
+    path: PathBuf,
+    off: &'static str,
+}
 
 impl Switch {
-    fn set(path: PathBuf, value: &str) -> Result<Self> {
+    fn set(path: PathBuf, on: &str, off: &'static str) -> Result<Self> {
         if !path.exists() {
             return skip(format!("no {}", path.display()));
         }
-        fs::write(&path, value).with_context(|| format!("cannot set {}", path.display()))?;
-        Ok(Self(path))
+        fs::write(&path, on).with_context(|| format!("cannot set {}", path.display()))?;
+        Ok(Self { path, off })
     }
 
-    /// Disables one safety step.
+    /// Disables one safety step. Rust's debugfs spells a bool out.
     pub fn knock_out(name: &str) -> Result<Self> {
-        Self::set(Path::new(ROOT).join("knockout").join(name), "1")
+        Self::set(Path::new(ROOT).join("knockout").join(name), "true", "false")
     }
 
     /// Opens one race window by so many milliseconds.
     pub fn delay(name: &str, milliseconds: u32) -> Result<Self> {
         let path = Path::new(ROOT).join("delay").join(name);
-        Self::set(path, &milliseconds.to_string())
+        Self::set(path, &milliseconds.to_string(), "0")
     }
 }
 
 impl Drop for Switch {
     fn drop(&mut self) {
-        let _ = fs::write(&self.0, "0");
+        let _ = fs::write(&self.path, self.off);
     }
 }
 
 /// Sets everything back, in case a test was killed while a switch was on.
 pub fn reset_switches() {
-    for directory in ["knockout", "delay"] {
-        for entry in fs::read_dir(Path::new(ROOT).join(directory))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let _ = fs::write(entry.path(), "0");
+    for (directory, off) in [("knockout", "false"), ("delay", "0")] {
+        let entries = fs::read_dir(Path::new(ROOT).join(directory));
+        for entry in entries.into_iter().flatten().flatten() {
+            let _ = fs::write(entry.path(), off);
         }
     }
 }

@@ -21,13 +21,18 @@ pub const TESTS: &[Test] = &[
     Test::new("options.block_1k", quick).only("ext4", "-b 1024", ""),
     Test::new("options.block_1k_nodelalloc", quick).only("ext4", "-b 1024", "nodelalloc"),
     Test::new("options.bigalloc", quick).only("ext4", "-b 4096 -O bigalloc -C 16384", ""),
-    Test::new("options.no_journal", quick).only("ext4", "-O ^has_journal", ""),
+    Test::new("options.no_journal", |c| round_trip(c, false)).only("ext4", "-O ^has_journal", ""),
     Test::new("options.no_extent", quick).only("ext4", "-O ^extent,^64bit", ""),
     Test::new("options.inline_data", inline_data).only("ext4", "-O inline_data", ""),
 ];
 
 /// Three rounds, then a truncation in the middle of a pinned page, then one more, then a remount.
 fn quick(context: &Context) -> Result<()> {
+    round_trip(context, true)
+}
+
+/// Without a journal, a power cut leaves work for fsck, and only the blocks can be compared.
+fn round_trip(context: &Context, power_cut: bool) -> Result<()> {
     const LEN: u64 = 2 * MIB;
     const CUT: u64 = MIB + 5000;
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
@@ -41,7 +46,9 @@ fn quick(context: &Context) -> Result<()> {
     pinned.file.sync_all()?;
     let stamp = pinned.stamp.round(4);
     context.expect_on_disk(&pinned.file, 0..CUT, stamp)?;
-    context.expect_after_power_cut("file", 0..CUT, stamp)?;
+    if power_cut {
+        context.expect_after_power_cut("file", 0..CUT, stamp)?;
+    }
     let Pinned {
         device, map, file, ..
     } = pinned;

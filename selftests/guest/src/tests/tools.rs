@@ -130,6 +130,8 @@ fn fio(context: &Context, pattern: &str, direct: bool) -> Result<()> {
     need("fio")?;
     let len = 4 * MIB;
     let source = context.written("source", len, Stamp::fresh(), MIB as usize)?;
+    // fio takes the file as large as it is.
+    context.sparse("buffers", 2 * MIB)?;
     let buffers = context.path("buffers");
     let mut command = Command::new("fio");
     command
