@@ -202,9 +202,7 @@ impl<'a> PinnedRange<'a> {
     #[cold]
     fn not_in_a_mapping(&self, address: usize) -> Result {
         // SAFETY: By the type invariants `mm` is valid, and locked as we say.
-        if unsafe {
-            bindings::pinwb_vma_is_opted_in(self.mm.as_ptr(), address, self.mmap_locked)
-        } {
+        if unsafe { bindings::pinwb_vma_is_opted_in(self.mm.as_ptr(), address, self.mmap_locked) } {
             return self.restart();
         }
         Ok(())

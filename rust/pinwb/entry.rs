@@ -56,9 +56,6 @@ impl Entry {
         let count = self.count();
         let taken = if pins < count { pins } else { count };
 
-        (
-            Self((self.0 & !COUNT_MASK) | (count - taken)),
-            pins - taken,
-        )
+        (Self((self.0 & !COUNT_MASK) | (count - taken)), pins - taken)
     }
 }

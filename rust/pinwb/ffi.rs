@@ -83,7 +83,9 @@ pub(crate) unsafe extern "C" fn __pinwb_keep_dirty(folio: *mut bindings::folio) 
 ///
 /// The mapping is that of an inode that the caller has a reference to.
 #[export]
-pub(crate) unsafe extern "C" fn __pinwb_mapping_has_pins(mapping: *mut bindings::address_space) -> bool {
+pub(crate) unsafe extern "C" fn __pinwb_mapping_has_pins(
+    mapping: *mut bindings::address_space,
+) -> bool {
     // SAFETY: By the caller's promise.
     NonNull::new(mapping)
         .is_some_and(|mapping| writeback::has_pins(unsafe { Mapping::from_raw(mapping) }))

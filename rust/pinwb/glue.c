@@ -19,6 +19,7 @@
 #include <linux/writeback.h>
 
 bool pinwb_on __ro_after_init = true;
+EXPORT_SYMBOL_GPL(pinwb_on);
 
 static int __init pinwb_setup(char *str)
 {
@@ -152,6 +153,7 @@ void __pinwb_touch_inode(struct inode *inode)
 	else
 		generic_update_time(inode, FS_UPD_CMTIME, 0);
 }
+EXPORT_SYMBOL_GPL(__pinwb_touch_inode);
 
 /**
  * pinwb_folio_place - where in which file is a folio?
@@ -196,14 +198,14 @@ bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place)
 	return ret;
 }
 
-/* What filesystems call, through linux/pinwb.h; most of it is defined in Rust. */
-EXPORT_SYMBOL_GPL(pinwb_on);
-EXPORT_SYMBOL_GPL(__pinwb_folio_pinned);
-EXPORT_SYMBOL_GPL(__pinwb_keep_dirty);
-EXPORT_SYMBOL_GPL(__pinwb_mapping_has_pins);
-EXPORT_SYMBOL_GPL(__pinwb_touch_inode);
-EXPORT_SYMBOL_GPL(__pinwb_bounce_bio);
-EXPORT_SYMBOL_GPL(__pinwb_unbounce_bio);
+/* What filesystems call, through linux/pinwb.h, and is defined in Rust. */
+#define EXPORT_RUST_SYMBOL_GPL(symbol) EXPORT_SYMBOL_GPL(symbol)
+
+EXPORT_RUST_SYMBOL_GPL(__pinwb_folio_pinned);
+EXPORT_RUST_SYMBOL_GPL(__pinwb_keep_dirty);
+EXPORT_RUST_SYMBOL_GPL(__pinwb_mapping_has_pins);
+EXPORT_RUST_SYMBOL_GPL(__pinwb_bounce_bio);
+EXPORT_RUST_SYMBOL_GPL(__pinwb_unbounce_bio);
 #ifdef CONFIG_PINWB_DEBUG
-EXPORT_SYMBOL_GPL(pinwb_knockout_hole_alloc);
+EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_hole_alloc);
 #endif

@@ -176,7 +176,9 @@ impl<S: TableSource> Ledger<S> {
             return Ok(());
         };
 
-        let uppers = (0..).zip(root).filter_map(|(i, slot)| Some((i, table(slot)?)));
+        let uppers = (0..)
+            .zip(root)
+            .filter_map(|(i, slot)| Some((i, table(slot)?)));
         let inners = uppers.flat_map(tables_below);
         let leaves = inners.flat_map(tables_below);
 

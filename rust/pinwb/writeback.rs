@@ -96,7 +96,9 @@ pub(crate) fn has_pins(mapping: Mapping<'_>) -> bool {
 
             let locked = folio.lock();
 
-            locked.mapping().is_some_and(|of| of.as_ptr() == mapping.as_raw())
+            locked
+                .mapping()
+                .is_some_and(|of| of.as_ptr() == mapping.as_raw())
                 && is_pinned(&locked)
         });
 

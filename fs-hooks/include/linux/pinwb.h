@@ -114,8 +114,9 @@ static inline bool pinwb_folio_pinned(const struct folio *folio,
  * @mapping: its mapping
  *
  * If the folio is pinned, makes it dirty again: the filesystem then also has to
- * keep the dirty state of the blocks that it is about to write. To be called just before __folio_start_writeback(), which
- * would otherwise drop the DIRTY tag, and before any byte is copied.
+ * keep the dirty state of the blocks that it is about to write. To be called
+ * under the folio lock that is held until __folio_start_writeback(), which would
+ * otherwise drop the DIRTY tag, and before any byte is copied.
  *
  * Context: process context, folio locked; does not sleep.
  *

@@ -134,7 +134,7 @@ impl Switch {
 
     /// Disables one safety step. Rust's debugfs spells a bool out.
     pub fn knock_out(name: &str) -> Result<Self> {
-        Self::set(Path::new(ROOT).join("knockout").join(name), "true", "false")
+        Self::set(Path::new(ROOT).join("knockout").join(name), "1", "0")
     }
 
     /// Opens one race window by so many milliseconds.
@@ -152,7 +152,7 @@ impl Drop for Switch {
 
 /// Sets everything back, in case a test was killed while a switch was on.
 pub fn reset_switches() {
-    for (directory, off) in [("knockout", "false"), ("delay", "0")] {
+    for (directory, off) in [("knockout", "0"), ("delay", "0")] {
         let entries = fs::read_dir(Path::new(ROOT).join(directory));
         for entry in entries.into_iter().flatten().flatten() {
             let _ = fs::write(entry.path(), off);
