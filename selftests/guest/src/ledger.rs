@@ -132,7 +132,7 @@ impl Switch {
         Ok(Self { path, off })
     }
 
-    /// Disables one safety step. Rust's debugfs spells a bool out.
+    /// Disables one safety step.
     pub fn knock_out(name: &str) -> Result<Self> {
         Self::set(Path::new(ROOT).join("knockout").join(name), "1", "0")
     }
