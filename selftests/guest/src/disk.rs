@@ -13,9 +13,11 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use crate::diag;
 use crate::map::{Mapping, PAGE};
 
 /// A block device, read with O_DIRECT.
@@ -259,13 +261,19 @@ pub struct OnDisk {
     pub missing: Vec<(Range<u64>, Place)>,
 }
 
+/// A look at the disk that takes longer than this is worth a line.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// Reads `range` of a file from the device below its filesystem.
 pub fn read_below(disk: &RawDisk, file: &File, range: Range<u64>) -> Result<OnDisk> {
     let mut on_disk = OnDisk {
         bytes: Vec::with_capacity((range.end - range.start) as usize),
         missing: Vec::new(),
     };
-    for (piece, place) in pieces(&extents(file)?, range) {
+    let start = Instant::now();
+    let extents = extents(file)?;
+    let asked = start.elapsed();
+    for (piece, place) in pieces(&extents, range) {
         let len = (piece.end - piece.start) as usize;
         match place {
             Place::Disk(physical) => {
@@ -279,6 +287,10 @@ pub fn read_below(disk: &RawDisk, file: &File, range: Range<u64>) -> Result<OnDi
                 on_disk.missing.push((piece, place));
             }
         }
+    }
+    let all = start.elapsed();
+    if all > SLOW {
+        diag!("looking at the disk took {all:?}, of which FIEMAP {asked:?}");
     }
     Ok(on_disk)
 }
