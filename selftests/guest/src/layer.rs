@@ -9,7 +9,6 @@ use anyhow::{bail, Context, Result};
 
 use crate::disk::{self, RawDisk};
 use crate::fs::run;
-use crate::tap::skip;
 
 /// What a test needs below its filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +123,7 @@ fn integrity(disk: &Path) -> Result<Device> {
             }
         }
     }) else {
-        return skip(format!("no dm-integrity: {:#}", why.context("no hash")?));
+        bail!("no dm-integrity: {:#}", why.context("no hash")?);
     };
     dmsetup(&["remove", "--retry", INTEGRITY])?;
     let superblock = RawDisk::open(disk)?.read(0..24)?;
@@ -155,7 +154,7 @@ fn remove_held() {
 
 fn held(disk: &Path, view: &Path, size: u64) -> Result<Device> {
     if dmsetup(&["version"]).is_err() {
-        return skip("no device mapper");
+        bail!("no device mapper");
     }
     if Path::new("/dev/mapper").join(HELD).exists() {
         remove_held();

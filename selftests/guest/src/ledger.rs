@@ -10,13 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
-use crate::tap::skip;
-
 const ROOT: &str = "/sys/kernel/debug/pinwb";
 
 fn read(name: &str) -> Result<String> {
     let path = Path::new(ROOT).join(name);
-    fs::read_to_string(&path).or_else(|_| skip(format!("no {}", path.display())))
+    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The totals.
@@ -126,7 +124,7 @@ pub struct Switch {
 impl Switch {
     fn set(path: PathBuf, on: &str, off: &'static str) -> Result<Self> {
         if !path.exists() {
-            return skip(format!("no {}", path.display()));
+            bail!("no {}: is CONFIG_PINWB_DEBUG off?", path.display());
         }
         fs::write(&path, on).with_context(|| format!("cannot set {}", path.display()))?;
         Ok(Self { path, off })

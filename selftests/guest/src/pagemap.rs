@@ -9,7 +9,6 @@ use std::os::unix::fs::FileExt;
 use anyhow::{bail, Result};
 
 use crate::map::{Mapping, PAGE};
-use crate::tap::skip;
 
 /// The page has data that is not on the disk.
 pub const DIRTY: u64 = 1 << 4;
@@ -23,14 +22,14 @@ pub struct PageFlags {
 }
 
 impl PageFlags {
-    /// Opens the kernel's files; without them the test is skipped.
+    /// Opens the kernel's files.
     pub fn open() -> Result<Self> {
         match (
             File::open("/proc/self/pagemap"),
             File::open("/proc/kpageflags"),
         ) {
             (Ok(pagemap), Ok(flags)) => Ok(Self { pagemap, flags }),
-            _ => skip("no /proc/kpageflags"),
+            _ => bail!("no /proc/kpageflags"),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::diag;
 use crate::fs::run;
 use crate::map::Mapping;
 use crate::stamp::Stamp;
-use crate::tap::{skip, Test};
+use crate::tap::Test;
 
 pub const TESTS: &[Test] = &[
     Test::new("perftest.write_bw_under_sync", write_bw).timeout(240),
@@ -29,7 +29,7 @@ fn need(program: &str) -> Result<()> {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()));
     match found {
         true => Ok(()),
-        false => skip(format!("no {program}")),
+        false => bail!("no {program} in the guest"),
     }
 }
 
@@ -40,7 +40,7 @@ fn write_bw(context: &Context) -> Result<()> {
         .ok()
         .and_then(|mut devices| devices.next())
     else {
-        return skip("no RDMA device");
+        bail!("no RDMA device");
     };
     let device = device?.file_name();
     let start = |file: &Path, server: Option<&str>| -> Result<Child> {
