@@ -20,6 +20,10 @@
 //! for which we wait. Under the lock the folio is either in its mapping, and stays there, or is
 //! gone, and `get_user_pages()` starts again. Once dirty in full, a counted folio stays dirty.
 //!
+//! Most folios need none of this: they are dirty already, in the mapping and the leaf of the ledger
+//! that the folio before them was in, and nobody has them locked. `pinwb_admit_ready()` counts these
+//! in one go, each under its folio lock, which is the same to whoever takes the lock later.
+//!
 //! Lock order: `mmap_lock` (held or not), then the folio lock, one at a time.
 
 use crate::{
@@ -62,14 +66,21 @@ struct Run<'a> {
     folio: &'a Folio,
     /// User address of the first page.
     address: usize,
-    pages: u64,
+    pages: usize,
 }
 
 /// Pins that are in the ledger but not yet for good: forgotten again when this is dropped.
 struct Counted<'a> {
     range: &'a PinnedRange<'a>,
-    runs: usize,
-    pins: u64,
+    /// So many pages from the beginning on were counted, those that the ledger counts.
+    pages: usize,
+    pins: usize,
+}
+
+/// Where a folio was found. Most of those that follow it are there as well.
+struct Place {
+    mapping: *mut bindings::address_space,
+    leaf: bindings::pinwb_leaf,
 }
 
 impl<'a> PinnedRange<'a> {
@@ -103,72 +114,74 @@ impl<'a> PinnedRange<'a> {
         debug::delay_admission();
         bounce::prepare()?;
 
-        let counted = self.count()?;
+        let mut counted = Counted {
+            range: self,
+            pages: 0,
+            pins: 0,
+        };
 
-        for run in self.runs() {
-            self.admit_folio(&run)?;
+        while let Some(run) = self.run(counted.pages) {
+            if !is_counted(run.folio) {
+                counted.pages += run.pages;
+                continue;
+            }
+            LEDGER.add(run.folio.pfn(), run.pages as u64)?;
+            counted.pages += run.pages;
+            counted.pins += run.pages;
+
+            if let Some(place) = self.admit_folio(&run)? {
+                let ready = self.admit_ready(counted.pages, &place);
+
+                counted.pages += ready;
+                counted.pins += ready;
+            }
         }
         counted.keep();
         Ok(())
     }
 
-    /// The runs of pages whose pins the ledger counts.
-    fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        let mut next = 0;
+    /// The run that begins with the page `first`, if there is one.
+    fn run(&self, first: usize) -> Option<Run<'_>> {
+        // SAFETY: By the type invariants the page is pinned for as long as `self` lives.
+        let (folio, pages) = unsafe { run(self.pages.get(first..)?) }?;
 
-        core::iter::from_fn(move || {
-            while let Some(&page) = self.pages.get(next) {
-                let first = next;
-                // SAFETY: By the type invariants the page is pinned for as long as `self` lives,
-                // and a pinned folio is not split.
-                let folio = unsafe { Folio::of_page(page) };
-
-                next += 1;
-                while folio.is_large()
-                    && self.pages.get(next).is_some_and(|&page| {
-                        // SAFETY: As above.
-                        core::ptr::eq(folio, unsafe { Folio::of_page(page) })
-                    })
-                {
-                    next += 1;
-                }
-                if is_counted(folio) {
-                    return Some(Run {
-                        folio,
-                        address: self.start + (first << PAGE_SHIFT),
-                        pages: (next - first) as u64,
-                    });
-                }
-            }
-            None
+        Some(Run {
+            folio,
+            address: self.start + (first << PAGE_SHIFT),
+            pages,
         })
     }
 
-    fn count(&self) -> Result<Counted<'_>> {
-        let mut counted = Counted {
-            range: self,
-            runs: 0,
-            pins: 0,
-        };
+    /// Admits the pages from `first` on while they are at `place` and need nothing but to be
+    /// counted. Returns how many.
+    fn admit_ready(&self, first: usize, place: &Place) -> usize {
+        let pages = &self.pages[first..];
 
-        for run in self.runs() {
-            LEDGER.add(run.folio.pfn(), run.pages)?;
-            counted.runs += 1;
-            counted.pins += run.pages;
+        // SAFETY: By the type invariants the pages are pinned. The mapping is only looked into while
+        // a folio that is in it is locked. Leaves live for ever.
+        unsafe {
+            bindings::pinwb_admit_ready(
+                pages.as_ptr().cast_mut(),
+                pages.len(),
+                place.mapping,
+                &place.leaf,
+            )
         }
-        Ok(counted)
     }
 
-    fn admit_folio(&self, run: &Run<'_>) -> Result {
+    /// Makes one folio, which is counted, safe for a device to write to. Returns where it is, if
+    /// others may be admitted there without another look.
+    fn admit_folio(&self, run: &Run<'_>) -> Result<Option<Place>> {
         let mut locked = run.folio.lock_killable()?;
         let Some(mapping) = Mapping::of(&locked) else {
             drop(locked);
-            return self.not_in_a_mapping(run.address);
+            self.not_in_a_mapping(run.address)?;
+            return Ok(None);
         };
 
         // Memory filesystems have no writeback that could lose anything.
         if !mapping.can_writeback() {
-            return Ok(());
+            return Ok(None);
         }
         // The file may have been opted out since get_user_pages() looked. We set one flag and look
         // at the other; who opts a file out clears the other and then looks at the first. Both are
@@ -180,7 +193,7 @@ impl<'a> PinnedRange<'a> {
         }
 
         if debug::no_admission() {
-            return Ok(());
+            return Ok(None);
         }
         if locked.is_writeback() {
             locked.wait_writeback_killable()?;
@@ -190,11 +203,11 @@ impl<'a> PinnedRange<'a> {
             self.fault_for_write(run.address)?;
             locked = run.folio.lock_killable()?;
             if Mapping::of(&locked).is_none() {
-                return self.restart();
+                return Err(self.restart());
             }
         }
         dirty_in_full(&locked, run.folio);
-        Ok(())
+        Ok(place(&locked))
     }
 
     /// A folio without a mapping: thrown out of the page cache, or never in one (drivers map pages
@@ -206,14 +219,14 @@ impl<'a> PinnedRange<'a> {
         }
         // SAFETY: By the type invariants `mm` is valid, and locked as we say.
         if unsafe { bindings::pinwb_vma_is_opted_in(self.mm.as_ptr(), address, self.mmap_locked) } {
-            return self.restart();
+            return Err(self.restart());
         }
         Ok(())
     }
 
-    fn restart(&self) -> Result {
+    fn restart(&self) -> Error {
         stats::restarted();
-        Err(EAGAIN)
+        EAGAIN
     }
 
     /// Has the filesystem told of a write, as a store by the CPU would: `->page_mkwrite()` finds
@@ -224,6 +237,17 @@ impl<'a> PinnedRange<'a> {
             bindings::pinwb_fault_for_write(self.mm.as_ptr(), address, self.mmap_locked)
         })
     }
+}
+
+/// Where small folios are found that need nothing but to be counted; large ones are few.
+fn place(locked: &FolioGuard<'_>) -> Option<Place> {
+    if locked.is_large() {
+        return None;
+    }
+    Some(Place {
+        mapping: Mapping::of(locked)?.as_raw(),
+        leaf: LEDGER.leaf(locked.pfn())?.as_raw(),
+    })
 }
 
 /// Makes a folio dirty to its last block.
@@ -244,17 +268,43 @@ fn dirty_in_full(locked: &FolioGuard<'_>, folio: &Folio) {
 impl Counted<'_> {
     /// The pins are admitted and stay until `unpin_longterm_*()`.
     fn keep(self) {
-        stats::pinned(self.pins);
+        stats::pinned(self.pins as u64);
         core::mem::forget(self);
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        for run in self.range.runs().take(self.runs) {
-            forget(run.folio, run.pages);
-        }
+        // SAFETY: By the invariants of the range its pages are pinned.
+        unsafe { forget_pages(&self.range.pages[..self.pages]) };
     }
+}
+
+/// The folio that the first page is in, and how many pages from there on are, at least: where the
+/// memory map has a gap inside a folio, it makes two runs.
+///
+/// # Safety
+///
+/// The first page is pinned for `'a`; a pinned folio is not split.
+unsafe fn run<'a>(pages: &[*mut bindings::page]) -> Option<(&'a Folio, usize)> {
+    let &first = pages.first()?;
+    // SAFETY: By the caller's promise.
+    let folio = unsafe { Folio::of_page(first) };
+
+    if !folio.is_large() {
+        return Some((folio, 1));
+    }
+    // Pages of one folio follow each other: no need to ask each for its folio.
+    let bytes_before = first.addr().wrapping_sub(folio.as_raw().addr());
+    let before = bytes_before / size_of::<bindings::page>();
+    let left = folio.nr_pages().saturating_sub(before);
+    let expected = (0..left).map(|i| first.wrapping_add(i));
+    let same = pages
+        .iter()
+        .zip(expected)
+        .take_while(|&(&page, expected)| page == expected);
+
+    Some((folio, same.count().max(1)))
 }
 
 /// Does the ledger count writable long-term pins of this folio?
@@ -278,5 +328,38 @@ pub(crate) fn forget(folio: &Folio, pins: u64) {
             folio.pfn(),
             short
         );
+    }
+}
+
+/// Takes a pin of each page off the ledger, if it counts them. As [`forget`].
+///
+/// # Safety
+///
+/// The caller holds a `FOLL_PIN` reference to each of the pages that is not null.
+pub(crate) unsafe fn forget_pages(pages: &[*mut bindings::page]) {
+    let mut rest = pages;
+
+    while let Some(page) = rest.first() {
+        if page.is_null() {
+            rest = &rest[1..];
+            continue;
+        }
+        // SAFETY: By the caller's promise, and the first page is not null.
+        let Some((folio, pages)) = (unsafe { run(rest) }) else {
+            return;
+        };
+
+        if is_counted(folio) {
+            forget(folio, pages as u64);
+        }
+        rest = &rest[pages..];
+
+        if let Some(leaf) = LEDGER.leaf(folio.pfn()) {
+            // SAFETY: By the caller's promise; leaves live for ever.
+            let ready = unsafe {
+                bindings::pinwb_forget_ready(rest.as_ptr().cast_mut(), rest.len(), &leaf.as_raw())
+            };
+            rest = &rest[ready..];
+        }
     }
 }

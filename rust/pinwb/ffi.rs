@@ -55,6 +55,23 @@ pub(crate) unsafe extern "C" fn __pinwb_unpin(folio: *mut bindings::folio, nr: c
     admit::forget(unsafe { Folio::from_raw(folio) }, nr as u64);
 }
 
+/// See `pinwb_unpin_pages()`.
+///
+/// # Safety
+///
+/// The caller holds a `FOLL_PIN` reference to each of the `nr_pages` pages that is not null.
+#[export]
+pub(crate) unsafe extern "C" fn __pinwb_unpin_pages(
+    pages: *mut *mut bindings::page,
+    nr_pages: c_ulong,
+) {
+    // SAFETY: `pages` is an array of `nr_pages` by the caller's promise.
+    let pages = unsafe { core::slice::from_raw_parts(pages, nr_pages) };
+
+    // SAFETY: By the caller's promise.
+    unsafe { admit::forget_pages(pages) };
+}
+
 /// See `pinwb_folio_pinned()`.
 ///
 /// # Safety

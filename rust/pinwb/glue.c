@@ -18,6 +18,8 @@
 #include <linux/rmap.h>
 #include <linux/writeback.h>
 
+bool pinwb_used __read_mostly;
+
 bool pinwb_on __ro_after_init = true;
 EXPORT_SYMBOL_GPL(pinwb_on);
 
@@ -115,6 +117,124 @@ int pinwb_fault_for_write(struct mm_struct *mm, unsigned long address,
 	ret = fixup_user_fault(mm, address, FAULT_FLAG_WRITE, &unlocked);
 	mmap_read_unlock(mm);
 	return ret;
+}
+
+/*
+ * Long-term pins come by the hundred, and most of their pages need nothing but
+ * to be counted. Calls from Rust to C are not inlined: one for each step with
+ * each page would cost more than get_user_pages() does. So the loops over pages
+ * in the usual state stand here: small folios, entries in one leaf of the
+ * ledger. What they stop at is for Rust.
+ */
+
+/*
+ * Leaves the upper half of the counts to Rust, which knows what to say when there
+ * is no more room. Nobody has 2^31 CPUs to get from there to an overflow with.
+ */
+static bool pinwb_count_one(atomic64_t *entry)
+{
+	s64 old = atomic64_fetch_inc_relaxed(entry);
+
+	if (unlikely((u32)old > PINWB_MAX_COUNT / 2)) {
+		atomic64_dec(entry);
+		return false;
+	}
+	return true;
+}
+
+/*
+ * An entry counts no pins if its page is of a kind that is not counted, or if
+ * nobody pinned it. The latter is for Rust, which complains.
+ */
+static bool pinwb_forget_one(atomic64_t *entry)
+{
+	if (!(u32)atomic64_read(entry))
+		return false;
+	if (unlikely(!(u32)atomic64_fetch_dec_release(entry))) {
+		atomic64_inc(entry);
+		return false;
+	}
+	return true;
+}
+
+/*
+ * Does a locked folio need nothing but to be counted? The mapping took pins a
+ * moment ago, but it may have been opted out since, or be another one at the
+ * same address. With blocks smaller than the page, dirty may mean dirty in part.
+ */
+static bool pinwb_folio_ready(const struct folio *folio,
+			      const struct address_space *mapping)
+{
+	const unsigned long look = BIT(PG_dirty) | BIT(PG_writeback);
+	const unsigned long flags = BIT(AS_PINNED_WRITEBACK) | BIT(AS_WAS_PINNED);
+
+	return folio->mapping == mapping &&
+	       (READ_ONCE(folio->flags.f) & look) == BIT(PG_dirty) &&
+	       (READ_ONCE(mapping->flags) & flags) == flags &&
+	       mapping->host->i_blkbits >= PAGE_SHIFT;
+}
+
+/**
+ * pinwb_admit_ready - count pins of folios that are ready for a device
+ * @pages: pages that are pinned
+ * @nr_pages: how many
+ * @mapping: where the folio before them was found
+ * @leaf: the leaf with the entry of that folio
+ *
+ * Context: process context, no folio locks; does not sleep.
+ *
+ * Return: how many pages, from the first on, were counted.
+ */
+unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
+				struct address_space *mapping,
+				const struct pinwb_leaf *leaf)
+{
+	unsigned long first_pfn = leaf->first_pfn;
+	atomic64_t *entries = leaf->entries;
+	unsigned long i;
+
+	for (i = 0; i < nr_pages; i++) {
+		struct folio *folio = (struct folio *)pages[i];
+		unsigned long nth = page_to_pfn(pages[i]) - first_pfn;
+		bool done;
+
+		if (PageCompound(pages[i]) || nth >= PINWB_LEAF_ENTRIES ||
+		    !folio_trylock(folio))
+			break;
+		done = pinwb_folio_ready(folio, mapping) &&
+		       pinwb_count_one(&entries[nth]);
+		folio_unlock(folio);
+		if (!done)
+			break;
+	}
+	return i;
+}
+
+/**
+ * pinwb_forget_ready - take pins off the ledger
+ * @pages: pages that are pinned, or null pointers
+ * @nr_pages: how many
+ * @leaf: a leaf of the ledger
+ *
+ * Context: any.
+ *
+ * Return: how many pages, from the first on, were taken off.
+ */
+unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
+				 const struct pinwb_leaf *leaf)
+{
+	unsigned long first_pfn = leaf->first_pfn;
+	atomic64_t *entries = leaf->entries;
+	unsigned long i;
+
+	for (i = 0; i < nr_pages && pages[i]; i++) {
+		unsigned long nth = page_to_pfn(pages[i]) - first_pfn;
+
+		if (PageCompound(pages[i]) || nth >= PINWB_LEAF_ENTRIES ||
+		    !pinwb_forget_one(&entries[nth]))
+			break;
+	}
+	return i;
 }
 
 /**

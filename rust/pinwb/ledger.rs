@@ -12,7 +12,8 @@
 //!
 //! There are no locks. A table is published with one compare-and-exchange of the slot that points
 //! to it, and lives for ever after, so that a reader needs no protection. A count changes by
-//! compare-and-exchange of its entry.
+//! compare-and-exchange of its entry, or, in the loops of `glue.c`, by an addition that is taken
+//! back if it should not have been.
 //!
 //! The reader that matters is writeback, which asks with the folio locked or under writeback.
 //! It needs two orderings:
@@ -30,6 +31,7 @@ use kernel::{
         flags::__GFP_ZERO,
         AllocError, //
     },
+    bindings,
     prelude::*,
     sync::atomic::{
         Acquire,
@@ -47,6 +49,10 @@ const FANOUT: usize = 1 << FANOUT_BITS;
 /// With three levels of 9 bits below it the root covers 40 bits of PFN: 52 bits of physical address
 /// with 4 KiB pages, which is the most that a 64-bit machine of today has.
 const ROOT_BITS: usize = 13;
+
+// What the loops in `glue.c` know of leaves and entries.
+const _: () = assert!(FANOUT == bindings::PINWB_LEAF_ENTRIES as usize);
+const _: () = assert!(Entry::MAX_COUNT == bindings::PINWB_MAX_COUNT as u64);
 
 type Leaf = [Atomic<u64>; FANOUT];
 type Inner = [Atomic<*mut Leaf>; FANOUT];
@@ -194,13 +200,25 @@ impl<S: TableSource> Ledger<S> {
         Ok(())
     }
 
+    /// The leaf with the entry of `pfn`, if a folio near it was ever pinned.
+    ///
+    /// Context: any.
     #[inline]
-    fn entry(&self, pfn: usize) -> Option<&Atomic<u64>> {
+    pub(crate) fn leaf(&self, pfn: usize) -> Option<LeafRef<'_>> {
         let [i, j, k, l] = split(pfn)?;
         let upper = table(&table(&self.root)?[i])?;
-        let leaf = table(&table(&upper[j])?[k])?;
 
-        Some(&leaf[l])
+        Some(LeafRef {
+            first_pfn: pfn - l,
+            entries: table(&table(&upper[j])?[k])?,
+        })
+    }
+
+    #[inline]
+    fn entry(&self, pfn: usize) -> Option<&Atomic<u64>> {
+        let leaf = self.leaf(pfn)?;
+
+        Some(&leaf.entries[pfn - leaf.first_pfn])
     }
 
     fn entry_or_alloc(&self, pfn: usize) -> Result<&Atomic<u64>> {
@@ -276,14 +294,33 @@ impl<S: TableSource> Ledger<S> {
     }
 }
 
+/// A leaf, for those who change many entries in a row: C loops in `glue.c`.
+pub(crate) struct LeafRef<'a> {
+    /// Whose entry is the first.
+    first_pfn: usize,
+    entries: &'a Leaf,
+}
+
+impl LeafRef<'_> {
+    /// The same for C.
+    pub(crate) fn as_raw(&self) -> bindings::pinwb_leaf {
+        bindings::pinwb_leaf {
+            first_pfn: self.first_pfn,
+            entries: core::ptr::from_ref(self.entries).cast_mut().cast(),
+        }
+    }
+}
+
 /// The table that a slot points to, if any.
 #[inline]
 fn table<T>(slot: &Atomic<*mut T>) -> Option<&T> {
-    // ORDERING: Acquire pairs with the publication in `table_or_alloc()`.
+    // ORDERING: What is read of the table depends on the pointer, as with rcu_dereference(); pairs
+    // with the publication in `table_or_alloc()`. Volatile like READ_ONCE(), because
+    // `Atomic::load()` is a call, and there are four of these on the way to an entry.
     //
-    // SAFETY: By the invariants of `Ledger` the pointer is null or points to a table that lives as
-    // long as the slot does.
-    unsafe { slot.load(Acquire).as_ref() }
+    // SAFETY: `as_ptr()` is valid and aligned. By the invariants of `Ledger` what it points to is
+    // null or points to a table that lives as long as the slot does.
+    unsafe { slot.as_ptr().read_volatile().as_ref() }
 }
 
 /// The tables that the slots of `table` point to, each with the bits of the PFN that led to it.

@@ -14,6 +14,9 @@ use crate::{
 };
 use kernel::{
     alloc::AllocError,
+    bindings,
+    mm::folio::Folio,
+    page::Page,
     prelude::*,
     sync::{
         atomic::{
@@ -155,6 +158,32 @@ mod tests {
         assert_eq!(ledger.sub(5, 4), 2);
         assert_eq!(ledger.get(5).count(), 0);
         assert_eq!(ledger.sub(6, 1), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn loop_in_c_stops_at_what_was_not_counted() -> Result {
+        let ledger = Ledger::new(KernelMemory);
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        // SAFETY: The page is ours, and not part of anything larger.
+        let pfn = unsafe { Folio::of_page(page.as_ptr()) }.pfn();
+
+        ledger.add(pfn, 3)?;
+
+        let leaf = ledger.leaf(pfn).ok_or(EINVAL)?.as_raw();
+        let forget = |pages: &mut [*mut bindings::page]| {
+            // SAFETY: The pages are ours or null, and the leaf lives as long as the ledger.
+            unsafe { bindings::pinwb_forget_ready(pages.as_mut_ptr(), pages.len(), &leaf) }
+        };
+        let [page, null] = [page.as_ptr(), core::ptr::null_mut()];
+
+        assert_eq!(forget(&mut [page, null, page]), 1);
+        assert_eq!(ledger.get(pfn).count(), 2);
+        assert_eq!(forget(&mut [page, page, page, page]), 2);
+        assert_eq!(ledger.get(pfn), Entry::from_word(0));
+        assert_eq!(forget(&mut [page]), 0);
+        assert_eq!(forget(&mut []), 0);
+        assert_eq!(ledger.get(pfn), Entry::from_word(0));
         Ok(())
     }
 

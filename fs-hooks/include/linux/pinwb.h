@@ -226,10 +226,31 @@ static inline bool pinwb_folio_is_counted(const struct folio *folio)
 	       pinwb_enabled();
 }
 
+/*
+ * Set for ever by the first pin that the ledger counts. Whoever releases a pin
+ * of a counted page has got the page from somebody who saw it set.
+ */
+extern bool pinwb_used;
+
+/*
+ * Is the range part of one VMA of a kind whose writable pages the ledger never
+ * counts? One look at the VMA instead of one at each page. mmap_lock held.
+ */
+static inline bool pinwb_range_is_memory(struct mm_struct *mm,
+					 unsigned long start,
+					 unsigned long nr_pages)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, start);
+
+	return vma && (vma_is_anonymous(vma) || vma_is_shmem(vma)) &&
+	       nr_pages <= (vma->vm_end - start) >> PAGE_SHIFT;
+}
+
 int __pinwb_admit(struct mm_struct *mm, unsigned long start,
 		  struct page **pages, unsigned long nr_pages,
 		  bool mmap_locked);
 void __pinwb_unpin(struct folio *folio, unsigned long nr);
+void __pinwb_unpin_pages(struct page **pages, unsigned long nr_pages);
 
 /**
  * pinwb_admit - count writable long-term pins and make the folios safe for DMA
@@ -250,10 +271,15 @@ static inline int pinwb_admit(struct mm_struct *mm, unsigned long start,
 {
 	unsigned long i;
 
+	if (mmap_locked && pinwb_range_is_memory(mm, start, nr_pages))
+		return 0;
 	for (i = 0; i < nr_pages; i++) {
-		if (pinwb_folio_is_counted(page_folio(pages[i])))
+		if (pinwb_folio_is_counted(page_folio(pages[i]))) {
+			if (!READ_ONCE(pinwb_used))
+				WRITE_ONCE(pinwb_used, true);
 			return __pinwb_admit(mm, start, pages, nr_pages,
 					     mmap_locked);
+		}
 	}
 	return 0;
 }
@@ -271,7 +297,44 @@ static inline void pinwb_unpin(struct folio *folio, unsigned long nr)
 		__pinwb_unpin(folio, nr);
 }
 
+/**
+ * pinwb_unpin_needed - is there anything to forget when pins are released?
+ * @gup_flags: the flags that the pages were pinned with
+ *
+ * Return: false if no page that was pinned with these flags is counted.
+ */
+static inline bool pinwb_unpin_needed(unsigned int gup_flags)
+{
+	return (gup_flags & FOLL_WRITE) && READ_ONCE(pinwb_used);
+}
+
+/**
+ * pinwb_unpin_pages - forget a writable long-term pin of each page
+ * @pages: the pages, each with a pin; null pointers are skipped
+ * @nr_pages: how many; the caller drops the references afterwards
+ *
+ * Context: any.
+ */
+static inline void pinwb_unpin_pages(struct page **pages, unsigned long nr_pages)
+{
+	__pinwb_unpin_pages(pages, nr_pages);
+}
+
 /* Between mm/pinwb/glue.c and the Rust side. */
+#define PINWB_LEAF_ENTRIES	512
+#define PINWB_MAX_COUNT		0xffffffffU
+
+struct pinwb_leaf {
+	unsigned long first_pfn;
+	atomic64_t *entries;
+};
+
+unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
+				struct address_space *mapping,
+				const struct pinwb_leaf *leaf);
+unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
+				 const struct pinwb_leaf *leaf);
+
 struct pinwb_place {
 	unsigned int major;
 	unsigned int minor;
@@ -347,7 +410,21 @@ static inline void pinwb_unbounce_bio(struct bio *bio)
 {
 }
 
+static inline bool pinwb_folio_is_counted(const struct folio *folio)
+{
+	return false;
+}
+
 static inline void pinwb_unpin(struct folio *folio, unsigned long nr)
+{
+}
+
+static inline bool pinwb_unpin_needed(unsigned int gup_flags)
+{
+	return false;
+}
+
+static inline void pinwb_unpin_pages(struct page **pages, unsigned long nr_pages)
 {
 }
 
