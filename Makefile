@@ -60,7 +60,9 @@ lint: tree ## style and static checks, no kernel build
 	@scripts/lint
 
 clippy: tree ## clippy over the kernel's side
+	@rm -f '$(work)'/build-uml-clippy/mm/pinwb/*.o '$(work)'/build-uml-clippy/rust/kernel.o
 	@scripts/build uml clippy -- CLIPPY=1 prepare mm/pinwb/
+	@! grep -A12 '^warning' '$(work)/build-uml-clippy/pinwb-build.log'
 
 rustdoc: tree ## the kernel crate's documentation
 	@scripts/build uml -- rustdoc
@@ -78,8 +80,8 @@ demo: kernel ## show what pinned writeback does
 vm: kernel ## a shell in the guest
 	@$(harness) vm --kernel '$(PINWB_KERNEL)' $(ARGS)
 
-bench-pin: kernel kernel-nopinwb ## speed of pin and unpin, with and without the subsystem
-	@$(harness) bench-pin --kernel '$(PINWB_KERNEL)' $(ARGS)
+bench-pin: uml uml-nopinwb kernel kernel-nopinwb ## cost of pins, with and without the subsystem
+	@$(harness) bench-pin $(ARGS)
 
 clean: ## delete this checkout's builds; the tree stays
 	rm -rf '$(work)'/build-*

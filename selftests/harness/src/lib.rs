@@ -7,6 +7,7 @@
 //! filesystem, once raw), and one command. What the command prints comes back over virtio-serial
 //! ports, what the kernel prints over the serial console; both decide whether the group passed.
 
+pub mod bench;
 pub mod cache;
 pub mod check;
 pub mod demo;
@@ -16,5 +17,7 @@ pub mod programs;
 pub mod qemu;
 pub mod report;
 pub mod rootfs;
+pub mod samples;
 pub mod scan;
 pub mod tap;
+pub mod uml;

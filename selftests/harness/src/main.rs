@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use pinwb_harness::job::{Job, Mount};
 use pinwb_harness::qemu::{self, Config, Stream};
-use pinwb_harness::{cache, check, demo, kselftests, rootfs};
+use pinwb_harness::{bench, cache, check, demo, kselftests, rootfs};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -98,6 +98,19 @@ enum Verb {
         #[command(flatten)]
         guest: Guest,
     },
+    /// Time and count what pins cost, with and without the subsystem: $PINWB_UML, $PINWB_KERNEL and
+    /// the same with _NOPINWB
+    BenchPin {
+        /// Boots of each UML kernel
+        #[arg(long, default_value_t = 10)]
+        boots: u32,
+        /// Only one of the parts
+        #[arg(long, value_name = "PART")]
+        only: Option<bench::Part>,
+        /// Put the results into the documentation
+        #[arg(long)]
+        save: bool,
+    },
     /// Make the guest's root image, and print its path
     Rootfs,
     /// Build the kernel's own selftests from the tree, $PINWB_TREE
@@ -159,6 +172,9 @@ fn run(verb: Verb) -> Result<u8> {
         }
         Verb::Vm { guest } => vm(&guest),
         Verb::Demo { guest } => demo::demo(&guest.config()),
+        Verb::BenchPin { boots, only, save } => {
+            bench::bench_pin(&bench::Options { boots, only, save })
+        }
         Verb::Rootfs => {
             println!("{}", rootfs::image()?.display());
             Ok(0)
