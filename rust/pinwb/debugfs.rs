@@ -23,7 +23,7 @@ use kernel::{
 
 /// Creates the directory, which lives until the returned scope is dropped.
 pub(crate) fn directory() -> impl PinInit<Scope<()>> {
-    Scope::dir((), c"pinwb", |_, dir| {
+    Scope::dir((), c"pinwb", |(), dir| {
         dir.read_callback_file(c"stats", &(), &show_stats);
         dir.read_callback_file(c"ledger", &(), &show_ledger);
         debug_files(dir);
