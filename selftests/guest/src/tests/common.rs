@@ -96,6 +96,17 @@ impl Pinned {
     pub fn expect_on_disk(&self, context: &Context, round: u32) -> Result<()> {
         context.expect_on_disk(&self.file, self.range.clone(), self.stamp.round(round))
     }
+
+    /// Unpins, lets go of the file, mounts the filesystem anew, and opens the file by its name.
+    pub fn remount(self, context: &Context, name: &str) -> Result<File> {
+        let Self {
+            device, map, file, ..
+        } = self;
+        device.unpin()?;
+        drop((map, file));
+        context.remount()?;
+        context.open(name)
+    }
 }
 
 /// Sets a file's length without closing the way to use `?` on the errno.

@@ -41,13 +41,8 @@ fn fsync_rounds(context: &Context, kind: Kind) -> Result<()> {
     // Nothing but unpin and unmount makes this round durable.
     let round = last + 1;
     pinned.write(round)?;
-    let Pinned {
-        device, map, file, ..
-    } = pinned;
-    device.unpin()?;
-    drop((map, file));
-    context.remount()?;
-    expect_contents(&context.open("file")?, 0..LEN, pinned.stamp.round(round))
+    let expected = pinned.stamp.round(round);
+    expect_contents(&pinned.remount(context, "file")?, 0..LEN, expected)
 }
 
 fn fsync_while_dma(context: &Context, kind: Kind) -> Result<()> {

@@ -49,13 +49,7 @@ fn round_trip(context: &Context, power_cut: bool) -> Result<()> {
     if power_cut {
         context.expect_after_power_cut("file", 0..CUT, stamp)?;
     }
-    let Pinned {
-        device, map, file, ..
-    } = pinned;
-    device.unpin()?;
-    drop((map, file));
-    context.remount()?;
-    let file = context.open("file")?;
+    let file = pinned.remount(context, "file")?;
     crate::tap::expect_eq("length", file.metadata()?.len(), CUT)?;
     expect_contents(&file, 0..CUT, stamp)
 }
