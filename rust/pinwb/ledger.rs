@@ -19,7 +19,7 @@
 //! It needs two orderings:
 //!
 //! - *A pin that the driver may use is seen.* Admission counts first and then takes the folio
-//!   lock; writeback holds that lock. Whichever comes second sees what the first did, by the lock.
+//!   lock, or counts while it holds it; writeback holds that lock. Whichever comes second sees what the first did, by the lock.
 //!   So adding needs no ordering of its own.
 //! - *A pin that is not seen any more left its data behind.* The caller of [`Ledger::sub`] has
 //!   finished DMA and made the folio dirty before; writeback that reads the smaller count must see
