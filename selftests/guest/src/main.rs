@@ -39,7 +39,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the name of every test
+    /// Print every test: name, the invariants that it proves, what it fails without; separated by tabs
     List,
     /// Run tests and print TAP
     Run {
@@ -94,7 +94,8 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::List => {
             for test in tests::all() {
-                println!("{}", test.name);
+                let proves: Vec<String> = test.proves.iter().map(|i| format!("{i:?}")).collect();
+                println!("{}\t{}\t{}", test.name, proves.join(","), test.without);
             }
         }
         Command::Run { filter, options } => {

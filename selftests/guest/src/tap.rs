@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::fs::{self as filesystem, FsKind};
 use crate::kmsg::{is_splat, Kmsg};
 use crate::layer::Layer;
-use crate::ledger;
+use crate::ledger::{self, Switch};
 use crate::options::Options;
 
 /// The reason why a test can't run here; travels as an error.
@@ -44,6 +44,25 @@ macro_rules! diag {
     ($($argument:tt)*) => { println!($($argument)*) };
 }
 
+/// What the design promises; see Documentation/design.rst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invariant {
+    /// Never clean while pinned.
+    I1,
+    /// Stable I/O.
+    I2,
+    /// No waiting.
+    I3,
+    /// Durable.
+    I4,
+    /// A home for every block.
+    I6,
+    /// Exact counts.
+    I7,
+    /// Free when unused.
+    I8,
+}
+
 /// Where a test runs, and what it does.
 #[derive(Clone, Copy)]
 pub struct Test {
@@ -61,6 +80,10 @@ pub struct Test {
     pub only: &'static str,
     /// Seconds after which it has failed.
     pub timeout: u64,
+    /// The invariants that it is about.
+    pub proves: &'static [Invariant],
+    /// The step that it fails without; see [`Test::without`]. Empty if there is none.
+    pub without: &'static str,
 }
 
 impl Test {
@@ -74,6 +97,8 @@ impl Test {
             mount: "",
             only: "",
             timeout: 180,
+            proves: &[],
+            without: "",
         }
     }
 
@@ -96,17 +121,33 @@ impl Test {
     pub const fn timeout(self, timeout: u64) -> Self {
         Self { timeout, ..self }
     }
+
+    /// Says which invariants it is about.
+    pub const fn proves(self, proves: &'static [Invariant]) -> Self {
+        Self { proves, ..self }
+    }
+
+    /// The test runs a second time with this knock-out (a name in debugfs) and must fail then: by an error
+    /// that it returns, or by a filesystem that is damaged. A panic, a splat or a timeout doesn't count.
+    pub const fn without(self, without: &'static str) -> Self {
+        Self { without, ..self }
+    }
 }
 
 /// What came of a test.
 enum Verdict {
     Pass,
     Skip(String),
+    /// It found something wrong, for these reasons.
     Fail(Vec<String>),
+    /// It did not come to a result, or the kernel complained.
+    Broken(Vec<String>),
 }
 
 /// Exit status of a child whose test can't run, as in the kernel's selftests.
 pub const EXIT_SKIP: i32 = 4;
+/// Exit status of a child whose test has failed; a panic's is another.
+const EXIT_FAIL: i32 = 1;
 const SKIP_MARK: &str = "\u{1}skip ";
 
 /// Runs the body of one test in this process and returns the exit status.
@@ -120,7 +161,7 @@ pub fn run_here(test: &Test, context: &Context) -> i32 {
             }
             None => {
                 println!("{error:#}");
-                1
+                EXIT_FAIL
             }
         },
     }
@@ -130,25 +171,38 @@ pub fn run_here(test: &Test, context: &Context) -> i32 {
 pub fn run_all(tests: &[Test], options: &Options) -> Result<bool> {
     let runner = Runner::new(options)?;
     println!("TAP version 13");
-    println!("1..{}", tests.len());
+    let runs: Vec<(&Test, bool)> = tests
+        .iter()
+        .flat_map(|test| {
+            let knocked_out = (!test.without.is_empty()).then_some((test, true));
+            [Some((test, false)), knocked_out]
+        })
+        .flatten()
+        .collect();
+    println!("1..{}", runs.len());
     let mut sound = true;
-    for (index, test) in tests.iter().enumerate() {
+    for (index, (test, knocked_out)) in runs.into_iter().enumerate() {
         let number = index + 1;
         let start = Instant::now();
-        let verdict = runner.run(test);
+        let (name, verdict) = if knocked_out {
+            let name = format!("{} [{}]", test.name, test.without);
+            (name, runner.run_knocked_out(test))
+        } else {
+            (test.name.to_owned(), runner.run(test))
+        };
         let seconds = start.elapsed().as_secs_f32();
         match verdict {
-            Verdict::Pass => println!("ok {number} - {}", test.name),
-            Verdict::Skip(why) => println!("ok {number} - {} # SKIP {why}", test.name),
-            Verdict::Fail(why) => {
+            Verdict::Pass => println!("ok {number} - {name}"),
+            Verdict::Skip(why) => println!("ok {number} - {name} # SKIP {why}"),
+            Verdict::Fail(why) | Verdict::Broken(why) => {
                 for line in why.iter().flat_map(|text| text.lines()) {
                     println!("# {line}");
                 }
-                println!("not ok {number} - {}", test.name);
+                println!("not ok {number} - {name}");
                 sound = false;
             }
         }
-        println!("# {} took {seconds:.1} s", test.name);
+        println!("# {name} took {seconds:.1} s");
     }
     Ok(sound)
 }
@@ -175,26 +229,50 @@ impl<'a> Runner<'a> {
         })
     }
 
+    /// Runs a test without the step that it is about, and inverts what comes of it.
+    fn run_knocked_out(&self, test: &Test) -> Verdict {
+        let switch = match Switch::knock_out(test.without) {
+            Ok(switch) => switch,
+            Err(error) => return Verdict::Broken(vec![format!("{error:#}")]),
+        };
+        let verdict = self.run(test);
+        drop(switch);
+        match verdict {
+            Verdict::Pass => fail(format!(
+                "passes with {} on: the test can't fail",
+                test.without
+            )),
+            Verdict::Fail(why) => {
+                for line in why.iter().flat_map(|text| text.lines()) {
+                    println!("# as it should: {line}");
+                }
+                Verdict::Pass
+            }
+            verdict => verdict,
+        }
+    }
+
     fn run(&self, test: &Test) -> Verdict {
         let mut kmsg = Kmsg::follow();
         let result = self.run_on_device(test);
         ledger::reset_switches();
-        let mut failures = match result {
-            Ok(Verdict::Fail(failures)) => failures,
-            Ok(verdict) => {
-                let splats = splats(&mut kmsg);
-                if splats.is_empty() {
-                    return verdict;
-                }
-                splats
-            }
+        let verdict = match result {
+            Ok(verdict) => verdict,
             Err(error) => match error.downcast::<Skip>() {
-                Ok(Skip(why)) => return Verdict::Skip(why),
-                Err(error) => vec![format!("{error:#}")],
+                Ok(Skip(why)) => Verdict::Skip(why),
+                Err(error) => Verdict::Broken(vec![format!("{error:#}")]),
             },
         };
-        failures.extend(splats(&mut kmsg));
-        Verdict::Fail(failures)
+        let splats = splats(&mut kmsg);
+        if splats.is_empty() {
+            return verdict;
+        }
+        let mut failures = match verdict {
+            Verdict::Fail(failures) | Verdict::Broken(failures) => failures,
+            Verdict::Pass | Verdict::Skip(_) => Vec::new(),
+        };
+        failures.extend(splats);
+        Verdict::Broken(failures)
     }
 
     fn run_on_device(&self, test: &Test) -> Result<Verdict> {
@@ -236,11 +314,13 @@ impl<'a> Runner<'a> {
         }
         if !failures.is_empty() {
             match verdict {
-                Ok(Verdict::Fail(ref mut why)) => why.append(&mut failures),
+                Ok(Verdict::Fail(ref mut why) | Verdict::Broken(ref mut why)) => {
+                    why.append(&mut failures);
+                }
                 Ok(_) => verdict = Ok(Verdict::Fail(failures)),
                 Err(ref error) => {
                     failures.insert(0, format!("{error:#}"));
-                    verdict = Ok(Verdict::Fail(failures));
+                    verdict = Ok(Verdict::Broken(failures));
                 }
             }
         }
@@ -279,7 +359,7 @@ impl<'a> Runner<'a> {
         let Some(status) = status else {
             // A task that the kernel never lets go can't be reaped.
             return match wait(&mut child, Duration::from_secs(10)) {
-                Some(_) => Ok(fail(format!("timed out after {timeout} s"))),
+                Some(_) => Ok(broken(format!("timed out after {timeout} s"))),
                 None => {
                     println!("Bail out! {} can't be killed", test.name);
                     Err(anyhow!("stuck in the kernel: {}", stack(child.id())))
@@ -290,7 +370,8 @@ impl<'a> Runner<'a> {
         Ok(match status.code() {
             Some(0) => Verdict::Pass,
             Some(EXIT_SKIP) => Verdict::Skip(skipped.unwrap_or_default()),
-            _ => fail(format!("the test ended with {status}")),
+            Some(EXIT_FAIL) => fail(format!("the test ended with {status}")),
+            _ => broken(format!("the test ended with {status}")),
         })
     }
 }
@@ -317,6 +398,10 @@ struct Place<'a> {
 
 fn fail(why: String) -> Verdict {
     Verdict::Fail(vec![why])
+}
+
+fn broken(why: String) -> Verdict {
+    Verdict::Broken(vec![why])
 }
 
 fn splats(kmsg: &mut Kmsg) -> Vec<String> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 
 use crate::job::{Job, Mount};
+use crate::matrix::{self, GuestTest};
 use crate::qemu::{self, Config, Stream};
 use crate::report::Report;
 use crate::tap::{self, Parser, Test, Verdict};
@@ -140,8 +141,8 @@ struct Chosen<'a> {
     tests: Option<String>,
 }
 
-/// Applies the filter. `tests` are the names that [`programs::TEST`] lists.
-fn choose<'a>(filter: Option<&str>, tests: &[String]) -> Vec<Chosen<'a>> {
+/// Applies the filter to groups, programs and what [`programs::TEST`] lists.
+fn choose<'a>(filter: Option<&str>, tests: &[GuestTest]) -> Vec<Chosen<'a>> {
     let all = |group: &'a Group| Chosen {
         group,
         programs: group.programs.iter().collect(),
@@ -164,7 +165,7 @@ fn choose<'a>(filter: Option<&str>, tests: &[String]) -> Vec<Chosen<'a>> {
             continue;
         }
         let wanted = test_part.unwrap_or(filter);
-        let has_test = tests.iter().any(|t| t.contains(wanted));
+        let has_test = tests.iter().any(|t| t.name.contains(wanted));
         let programs: Vec<&Program> = group
             .programs
             .iter()
@@ -181,15 +182,15 @@ fn choose<'a>(filter: Option<&str>, tests: &[String]) -> Vec<Chosen<'a>> {
     chosen
 }
 
-/// Names that the guest's test program lists; it needs no guest for that.
-fn guest_tests() -> Result<Vec<String>> {
+/// What the guest's test program lists; it needs no guest for that.
+fn guest_tests() -> Result<Vec<GuestTest>> {
     let built = programs::guest_programs()?;
     let Some(program) = built.iter().find(|p| p.ends_with(programs::TEST)) else {
         return Ok(Vec::new());
     };
     let out = Command::new(program).arg("list").output()?;
     let text = String::from_utf8(out.stdout).context("names are not UTF-8")?;
-    Ok(text.lines().map(String::from).collect())
+    text.lines().map(GuestTest::parse).collect()
 }
 
 /// Runs what was asked for; returns the exit status.
@@ -230,11 +231,12 @@ pub fn check(options: &Options) -> Result<u8> {
         start.elapsed().as_secs(),
         log.display()
     );
+    print!("{}", matrix::of(&tests, &report));
     print!("{}", report.summary());
     Ok(u8::from(!report.good()))
 }
 
-fn list(chosen: &[Chosen<'_>], tests: &[String]) {
+fn list(chosen: &[Chosen<'_>], tests: &[GuestTest]) {
     for chosen in chosen {
         println!("{}", chosen.group.name);
         for program in &chosen.programs {
@@ -243,8 +245,11 @@ fn list(chosen: &[Chosen<'_>], tests: &[String]) {
                 continue;
             }
             let wanted = chosen.tests.as_deref().unwrap_or("");
-            for test in tests.iter().filter(|t| t.contains(wanted)) {
-                println!("  {test}");
+            for test in tests.iter().filter(|t| t.name.contains(wanted)) {
+                println!("  {}", test.name);
+                if !test.without.is_empty() {
+                    println!("  {}", test.knocked_out());
+                }
             }
         }
     }
@@ -491,7 +496,8 @@ mod tests {
     use super::*;
 
     fn names(filter: &str) -> Vec<(&'static str, usize, Option<String>)> {
-        let tests = ["pin.refused".to_string(), "bounce.torn".to_string()];
+        let tests = ["pin.refused\t\t", "bounce.torn\tI2\tno_copy"];
+        let tests = tests.map(|line| GuestTest::parse(line).unwrap());
         choose(Some(filter), &tests)
             .into_iter()
             .map(|c| (c.group.name, c.programs.len(), c.tests))
@@ -518,7 +524,8 @@ mod tests {
 
     #[test]
     fn scripts() {
-        let torn = &choose(Some("4k/torn"), &["torn".to_string()])[0];
+        let torn = GuestTest::parse("torn\tI2\tno_copy").unwrap();
+        let torn = &choose(Some("4k/torn"), &[torn])[0];
         let script = script(torn);
         assert!(
             script.contains("\npinwb-test run --fs ext4 --mkfs-opts '-b 4096' --filter 'torn'\n")

@@ -13,6 +13,7 @@ pub mod check;
 pub mod demo;
 pub mod job;
 pub mod kselftests;
+pub mod matrix;
 pub mod programs;
 pub mod qemu;
 pub mod report;

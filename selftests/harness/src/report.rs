@@ -43,6 +43,11 @@ impl Report {
         self.add(group, test);
     }
 
+    /// The tests so far; names begin with the group's.
+    pub fn tests(&self) -> &[Test] {
+        &self.tests
+    }
+
     /// The counts so far.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();

@@ -13,13 +13,21 @@ use crate::context::{expect_contents, Context};
 use crate::device::{write_until, Kind};
 use crate::diag;
 use crate::ledger::Stats;
+use crate::tap::Invariant::{I1, I4};
 use crate::tap::Test;
 
 pub const TESTS: &[Test] = &[
-    Test::new("uring.fsync_rounds", |c| fsync_rounds(c, Kind::Uring)),
-    Test::new("verbs.fsync_rounds", |c| fsync_rounds(c, Kind::Verbs)).timeout(300),
-    Test::new("uring.fsync_while_dma", |c| fsync_while_dma(c, Kind::Uring)),
-    Test::new("verbs.fsync_while_dma", |c| fsync_while_dma(c, Kind::Verbs)).timeout(300),
+    Test::new("uring.fsync_rounds", |c| fsync_rounds(c, Kind::Uring))
+        .proves(&[I1, I4])
+        .without("no_keep_dirty"),
+    Test::new("verbs.fsync_rounds", |c| fsync_rounds(c, Kind::Verbs))
+        .timeout(300)
+        .proves(&[I1, I4])
+        .without("no_keep_dirty"),
+    Test::new("uring.fsync_while_dma", |c| fsync_while_dma(c, Kind::Uring)).proves(&[I4]),
+    Test::new("verbs.fsync_while_dma", |c| fsync_while_dma(c, Kind::Verbs))
+        .timeout(300)
+        .proves(&[I4]),
     Test::new("uring.shared_bio", shared_bio),
 ];
 
