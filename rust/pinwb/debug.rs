@@ -71,6 +71,16 @@ mod switches {
         no_admission: c"no_admission" => NO_ADMISSION;
         /// Let filesystems skip dirty blocks without a place on disk.
         no_hole_alloc: c"no_hole_alloc" => NO_HOLE_ALLOC;
+        /// Let bytes past the end of the file through to the disk.
+        no_eof_zero: c"no_eof_zero" => NO_EOF_ZERO;
+        /// Write pinned folios without moving the inode's times.
+        no_touch: c"no_touch" => NO_TOUCH;
+        /// Let writeback wait until nobody pins the folio.
+        wait_for_pin: c"wait_for_pin" => WAIT_FOR_PIN;
+        /// Take references that nobody accounts for as pins, as it was once proposed.
+        guess_pins: c"guess_pins" => GUESS_PINS;
+        /// Treat every file as if it had been pinned before.
+        always_sticky: c"always_sticky" => ALWAYS_STICKY;
     }
 
     delays! {
@@ -96,6 +106,18 @@ mod switches {
     }
 
     pub(crate) const fn no_admission() -> bool {
+        false
+    }
+
+    pub(crate) const fn no_eof_zero() -> bool {
+        false
+    }
+
+    pub(crate) const fn wait_for_pin() -> bool {
+        false
+    }
+
+    pub(crate) const fn guess_pins() -> bool {
         false
     }
 

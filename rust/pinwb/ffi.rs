@@ -120,3 +120,17 @@ pub(crate) extern "C" fn pinwb_count_refusal() {
 pub(crate) extern "C" fn pinwb_knockout_hole_alloc() -> bool {
     crate::debug::no_hole_alloc()
 }
+
+/// See `pinwb_knockout_touch()`.
+#[cfg(CONFIG_PINWB_DEBUG)]
+#[export]
+pub(crate) extern "C" fn pinwb_knockout_touch() -> bool {
+    crate::debug::no_touch()
+}
+
+/// See `pinwb_knockout_sticky()`.
+#[cfg(CONFIG_PINWB_DEBUG)]
+#[export]
+pub(crate) extern "C" fn pinwb_knockout_sticky() -> bool {
+    crate::debug::always_sticky()
+}

@@ -266,7 +266,7 @@ void pinwb_redirty_folio(struct folio *folio)
 
 void __pinwb_touch_inode(struct inode *inode)
 {
-	if (IS_NOCMTIME(inode))
+	if (IS_NOCMTIME(inode) || pinwb_knockout_touch())
 		return;
 	if (inode->i_op->update_time)
 		inode->i_op->update_time(inode, FS_UPD_CMTIME, 0);
@@ -318,6 +318,18 @@ bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place)
 	return ret;
 }
 
+#ifdef CONFIG_PINWB_DEBUG
+/*
+ * More references than the page cache and page tables have: "it must be pinned".
+ * Writeback's own, those of the filesystem, of a reader, of migration say no less.
+ */
+bool pinwb_guess_pinned(const struct folio *folio)
+{
+	return folio_ref_count(folio) >
+	       folio_mapcount(folio) + folio_nr_pages(folio);
+}
+#endif
+
 /* What filesystems call, through linux/pinwb.h, and is defined in Rust. */
 #define EXPORT_RUST_SYMBOL_GPL(symbol) EXPORT_SYMBOL_GPL(symbol)
 
@@ -328,4 +340,5 @@ EXPORT_RUST_SYMBOL_GPL(__pinwb_bounce_bio);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_unbounce_bio);
 #ifdef CONFIG_PINWB_DEBUG
 EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_hole_alloc);
+EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_sticky);
 #endif

@@ -24,6 +24,38 @@
 #define PINWB_BIO_MAX_PAGES	256
 #define PINWB_BIO_MAX_BYTES	(PINWB_BIO_MAX_PAGES << PAGE_SHIFT)
 
+/*
+ * Knock-outs: tests leave out the allocation of blocks that no ->page_mkwrite()
+ * announced; the move of the inode's times; the difference between files that
+ * were pinned and those that never were.
+ */
+#ifdef CONFIG_PINWB_DEBUG
+bool pinwb_knockout_hole_alloc(void);
+bool pinwb_knockout_touch(void);
+bool pinwb_knockout_sticky(void);
+bool pinwb_guess_pinned(const struct folio *folio);
+#else
+static inline bool pinwb_knockout_hole_alloc(void)
+{
+	return false;
+}
+
+static inline bool pinwb_knockout_touch(void)
+{
+	return false;
+}
+
+static inline bool pinwb_knockout_sticky(void)
+{
+	return false;
+}
+
+static inline bool pinwb_guess_pinned(const struct folio *folio)
+{
+	return false;
+}
+#endif
+
 #ifdef CONFIG_PINWB
 
 /* Cleared by pinwb=off on the command line; does not change after boot. */
@@ -43,8 +75,11 @@ static inline bool pinwb_enabled(void)
  */
 static inline void mapping_set_pinned_writeback(struct address_space *mapping)
 {
-	if (pinwb_enabled())
-		set_bit(AS_PINNED_WRITEBACK, &mapping->flags);
+	if (!pinwb_enabled())
+		return;
+	set_bit(AS_PINNED_WRITEBACK, &mapping->flags);
+	if (pinwb_knockout_sticky())
+		set_bit(AS_WAS_PINNED, &mapping->flags);
 }
 
 /**
@@ -442,15 +477,5 @@ static inline int pinwb_admit(struct mm_struct *mm, unsigned long start,
 }
 
 #endif /* CONFIG_PINWB */
-
-/* Tests leave out the allocation of blocks that no ->page_mkwrite() announced. */
-#ifdef CONFIG_PINWB_DEBUG
-bool pinwb_knockout_hole_alloc(void);
-#else
-static inline bool pinwb_knockout_hole_alloc(void)
-{
-	return false;
-}
-#endif
 
 #endif /* _LINUX_PINWB_H */
