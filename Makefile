@@ -9,6 +9,8 @@ work := $(PINWB_CACHE)/$(shell printf %s '$(realpath .)' | sha256sum | cut -c1-1
 export PINWB_TREE := $(work)/linux
 export PINWB_BUILD := $(work)/build-x86
 export PINWB_KERNEL := $(PINWB_BUILD)/arch/x86/boot/bzImage
+kernel_debug := $(work)/build-x86-debug/arch/x86/boot/bzImage
+kernel_kcsan := $(work)/build-x86-kcsan/arch/x86/boot/bzImage
 export PINWB_KERNEL_NOPINWB := $(work)/build-x86-nopinwb/arch/x86/boot/bzImage
 export PINWB_UML := $(work)/build-uml/linux
 export PINWB_UML_NOPINWB := $(work)/build-uml-nopinwb/linux
@@ -50,6 +52,12 @@ uml: tree ## build the UML kernel
 kernel-nopinwb: tree ## the same with CONFIG_PINWB=n, for benchmarks
 	@scripts/build x86 nopinwb
 
+kernel-debug: tree ## the same with lockdep, KASAN and kmemleak
+	@scripts/build x86 debug
+
+kernel-kcsan: tree ## the same with KCSAN
+	@scripts/build x86 kcsan
+
 uml-nopinwb: tree ## the same with CONFIG_PINWB=n, for benchmarks
 	@scripts/build uml nopinwb
 
@@ -74,6 +82,13 @@ check: deps tree lint uml ## everything: lint, KUnit, guest tests
 	@$(MAKE) --no-print-directory kernel
 	@$(harness) check --kernel '$(PINWB_KERNEL)' $(ARGS)
 
+# Both kernels run, also after one has failed.
+check-debug: kernel-debug kernel-kcsan ## the guest tests on the two debug kernels; hours
+	@failed=; for kernel in '$(kernel_debug)' '$(kernel_kcsan)'; do \
+		env -u PINWB_KUNIT_TAP $(harness) check --kernel "$$kernel" --timeout-scale 8 $(ARGS) || \
+			failed="$$failed $$kernel"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+
 demo: kernel ## show what pinned writeback does
 	@$(harness) demo --kernel '$(PINWB_KERNEL)' $(ARGS)
 
@@ -90,4 +105,4 @@ distclean: ## delete this checkout's builds and tree; downloads and ccache stay
 	rm -rf '$(work)'
 
 .PHONY: help deps tree refresh series kernel uml kernel-nopinwb uml-nopinwb kunit lint \
-	clippy rustdoc check demo vm bench-pin clean distclean
+	clippy rustdoc check check-debug kernel-debug kernel-kcsan demo vm bench-pin clean distclean

@@ -28,6 +28,8 @@ pub struct Options {
     pub console: bool,
     /// Kernel to boot.
     pub kernel: Option<PathBuf>,
+    /// All time limits are multiplied by this.
+    pub timeout_scale: u32,
 }
 
 /// A program that prints TAP.
@@ -323,7 +325,7 @@ fn judge_console(group: &str, splats: &[scan::Splat], wrong: &[String], report: 
 }
 
 /// The shell script that a group's guest runs.
-fn script(chosen: &Chosen<'_>) -> String {
+fn script(chosen: &Chosen<'_>, timeout_scale: u32) -> String {
     let mut script = String::from("cd /tmp\n");
     if chosen.group.mount.is_some() {
         script.push_str("cd /mnt\n");
@@ -332,8 +334,13 @@ fn script(chosen: &Chosen<'_>) -> String {
     script.push('\n');
     for program in &chosen.programs {
         let mut call = format!("{} {}", program.name, program.args);
-        if let (true, Some(tests)) = (program.name == programs::TEST, &chosen.tests) {
-            call.push_str(&format!(" --filter '{}'", tests.replace('\'', "")));
+        if program.name == programs::TEST {
+            if timeout_scale != 1 {
+                call.push_str(&format!(" --timeout-scale {timeout_scale}"));
+            }
+            if let Some(tests) = &chosen.tests {
+                call.push_str(&format!(" --filter '{}'", tests.replace('\'', "")));
+            }
         }
         let name = program.name;
         script.push_str(&format!(
@@ -395,7 +402,8 @@ fn run_group(
         kernel: options.kernel.clone(),
         append: group.append.split_whitespace().map(String::from).collect(),
         memory: group.memory,
-        timeout: Duration::from_secs(group.timeout),
+        timeout: Duration::from_secs(group.timeout) * options.timeout_scale,
+        silence: Config::default().silence * options.timeout_scale,
         show_console: options.console,
         ..Config::default()
     };
@@ -405,7 +413,11 @@ fn run_group(
         options: String::new(),
     });
     let job = Job {
-        argv: vec!["bash".into(), "-c".into(), script(chosen)],
+        argv: vec![
+            "bash".into(),
+            "-c".into(),
+            script(chosen, options.timeout_scale),
+        ],
         mount,
         ..Job::default()
     };
@@ -526,7 +538,7 @@ mod tests {
     fn scripts() {
         let torn = GuestTest::parse("torn\tI2\tno_copy").unwrap();
         let torn = &choose(Some("4k/torn"), &[torn])[0];
-        let script = script(torn);
+        let script = script(torn, 1);
         assert!(
             script.contains("\npinwb-test run --fs ext4 --mkfs-opts '-b 4096' --filter 'torn'\n")
         );

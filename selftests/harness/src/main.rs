@@ -64,6 +64,9 @@ enum Verb {
         /// Kernel image to boot [default: $PINWB_KERNEL, else the newest in the cache]
         #[arg(long)]
         kernel: Option<PathBuf>,
+        /// Multiply all time limits by this, for slow kernels and machines
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        timeout_scale: u32,
     },
     /// Run one command in a guest; its exit status is ours
     Run {
@@ -135,11 +138,13 @@ fn run(verb: Verb) -> Result<u8> {
             list,
             console,
             kernel,
+            timeout_scale,
         } => check::check(&check::Options {
             filter,
             list,
             console,
             kernel,
+            timeout_scale,
         }),
         Verb::Run {
             guest,

@@ -5,6 +5,9 @@
 //! A test that provokes a message says so in the log itself, through `/dev/kmsg`:
 //! `pinwb-expect: <regex>` permits lines that match until `pinwb-expect-end`; permits add up.
 //! A permitted line that opens a splat permits all of that splat.
+//!
+//! KCSAN finds races all over a kernel that has never been clean of them. Only a race with a function of
+//! ours among its frames is a splat.
 
 use regex::{Regex, RegexSet};
 
@@ -63,6 +66,12 @@ const MESSAGES: &[&str] = &[
     r"Out of memory: Killed process",
 ];
 
+const RACE: &str = "BUG: KCSAN: data-race";
+/// Names in the frames of a race that is ours.
+const OURS: &str = r"pinwb|longterm";
+/// What is around each of KCSAN's reports.
+const RULER: &str = "==================";
+
 /// One thing that must not be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Splat {
@@ -80,6 +89,7 @@ pub fn scan(log: &str) -> (Vec<Splat>, Vec<String>) {
     let messages = RegexSet::new(MESSAGES).expect("constants");
     let lines: Vec<&str> = log.lines().map(|l| l.trim_end_matches('\r')).collect();
     let mut splats: Vec<Splat> = Vec::new();
+    let ours = Regex::new(OURS).expect("a constant");
     let mut wrong = Vec::new();
     let mut permits: Vec<Regex> = Vec::new();
     // Up to here the lines are those of a report that was judged by its first line.
@@ -116,6 +126,17 @@ pub fn scan(log: &str) -> (Vec<Splat>, Vec<String>) {
         }
         if permits.iter().any(|p| p.is_match(line)) {
             continue;
+        }
+        if line.contains(RACE) {
+            let report = lines[at..].iter().take_while(|l| !l.contains(RULER));
+            let (len, is_ours) = report.fold((0, false), |(len, found), line| {
+                (len + 1, found || ours.is_match(line))
+            });
+            report_end = at + len;
+            end = report_end;
+            if !is_ours {
+                continue;
+            }
         }
         splats.push(Splat {
             line: at + 1,
@@ -174,7 +195,7 @@ mod tests {
             "BUG: KASAN: slab-use-after-free in f",
             "kernel BUG at mm/gup.c:1!",
             "Oops: Oops: 0002 [#1]",
-            "BUG: KCSAN: data-race in f / g",
+            "BUG: KCSAN: data-race in f / pinwb_g",
             "UBSAN: shift-out-of-bounds in f.c:1:2",
             "WARNING: possible circular locking dependency detected",
             "WARNING: inconsistent lock state",
@@ -209,6 +230,23 @@ mod tests {
         // A permit that stays open is a mistake.
         assert_eq!(scan(&[permit, WARN].concat()).1.len(), 1);
         assert_eq!(scan("pinwb-expect: (\n").1.len(), 1);
+    }
+
+    #[test]
+    fn races() {
+        let report = |frame: &str| {
+            format!(
+                "[ 1.0] {RULER}\n[ 1.0] BUG: KCSAN: data-race in jbd2_a / jbd2_b\n\
+                 [ 1.0] write to 0xff of 8 bytes by task 1 on cpu 0:\n[ 1.0]  {frame}+0x1/0x2\n\
+                 [ 1.0] Call Trace:\n[ 1.0] {RULER}\n"
+            )
+        };
+        assert_eq!(scan(&report("jbd2_a")).0.len(), 0);
+        assert_eq!(scan(&report("pinwb_admit_ready")).0.len(), 1);
+        // One that is not ours doesn't hide one that is.
+        let both = [report("jbd2_a"), report("unpin_longterm_pages")].concat();
+        assert_eq!(scan(&both).0.len(), 1);
+        assert_eq!(scan(&both).0[0].line, 8);
     }
 
     #[test]
