@@ -61,7 +61,7 @@ pub(crate) unsafe extern "C" fn __pinwb_unpin(folio: *mut bindings::folio, nr: c
 ///
 /// The caller holds a `FOLL_PIN` reference to each of the `nr_pages` pages that is not null.
 #[export]
-pub(crate) unsafe extern "C" fn __pinwb_unpin_pages(
+pub(crate) unsafe extern "C" fn pinwb_unpin_pages(
     pages: *mut *mut bindings::page,
     nr_pages: c_ulong,
 ) {

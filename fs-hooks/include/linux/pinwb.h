@@ -285,7 +285,6 @@ int __pinwb_admit(struct mm_struct *mm, unsigned long start,
 		  struct page **pages, unsigned long nr_pages,
 		  bool mmap_locked);
 void __pinwb_unpin(struct folio *folio, unsigned long nr);
-void __pinwb_unpin_pages(struct page **pages, unsigned long nr_pages);
 
 /**
  * pinwb_admit - count writable long-term pins and make the folios safe for DMA
@@ -350,10 +349,7 @@ static inline bool pinwb_unpin_needed(unsigned int gup_flags)
  *
  * Context: any.
  */
-static inline void pinwb_unpin_pages(struct page **pages, unsigned long nr_pages)
-{
-	__pinwb_unpin_pages(pages, nr_pages);
-}
+void pinwb_unpin_pages(struct page **pages, unsigned long nr_pages);
 
 /* Between mm/pinwb/glue.c and the Rust side. */
 #define PINWB_LEAF_ENTRIES	512
