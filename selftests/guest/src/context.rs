@@ -154,10 +154,22 @@ impl Context {
         stamp: Stamp,
     ) -> Result<()> {
         let image = self.work.join("power-cut.img");
-        let directory = self.work.join("power-cut");
         self.raw()?.copy_sparse(self.size, &image)?;
+        let compared = self.with_image(&image, |root| {
+            File::open(root.join(name))
+                .with_context(|| format!("{name} is gone after a power cut"))
+                .and_then(|file| expect_contents(&file, range, stamp).context("after a power cut"))
+        });
+        let _ = fs::remove_file(&image);
+        compared
+    }
+
+    /// Mounts an image of a power cut, with journal recovery, has it looked at, and checks it afterwards.
+    /// What the look finds comes before what the check finds.
+    pub fn with_image<T>(&self, image: &Path, look: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let directory = self.work.join("power-cut");
         fs::create_dir_all(&directory)?;
-        let device = LoopDevice::new(&image)?;
+        let device = LoopDevice::new(image)?;
         filesystem::mount(
             device.path(),
             &directory,
@@ -165,16 +177,33 @@ impl Context {
             &self.mount_options,
         )
         .context("cannot mount the image of a power cut")?;
-        let compared = File::open(directory.join(name))
-            .with_context(|| format!("{name} is gone after a power cut"))
-            .and_then(|file| expect_contents(&file, range, stamp).context("after a power cut"));
+        let seen = look(&directory);
         filesystem::unmount(&directory)?;
         drop(device);
-        let checked = filesystem::run(&mut self.kind.check(&image));
-        let _ = fs::remove_file(&image);
-        compared?;
+        let checked = filesystem::run(&mut self.kind.check(image));
+        let seen = seen?;
         checked.context("the image of a power cut is damaged")?;
-        Ok(())
+        Ok(seen)
+    }
+
+    /// Bytes of the device below the filesystem.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Where images may be put.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// The filesystem under test.
+    pub fn kind(&self) -> &'static dyn FsKind {
+        self.kind
+    }
+
+    /// What it is mounted with.
+    pub fn mount_options(&self) -> &str {
+        &self.mount_options
     }
 
     /// Unmounts and mounts again, so that nothing is left in the page cache.

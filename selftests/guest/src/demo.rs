@@ -2,8 +2,6 @@
 
 //! A mapped file, a device that writes to it by RDMA, an fsync that runs meanwhile, and the raw disk.
 
-use std::fs::create_dir_all;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,11 +10,11 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::device::{errno, Kind};
-use crate::fs as filesystem;
 use crate::kmsg::Kmsg;
 use crate::layer::Layer;
 use crate::ledger::Stats;
 use crate::map::Mapping;
+use crate::mounted::on_new_filesystem;
 use crate::options::Options;
 use crate::stamp::Stamp;
 
@@ -60,7 +58,7 @@ fn rounded(value: f64) -> f64 {
 
 /// Runs it and prints one line of JSON, or some of text.
 pub fn run(as_json: bool, options: &Options) -> Result<()> {
-    let report = on_a_new_filesystem(options)?;
+    let report = on_new_filesystem(options, Layer::Disk, ["", ""], measure)?;
     let speed = rounded(report.megabytes_per_second());
     let (p50, p99) = (
         rounded(report.percentile(50)),
@@ -89,49 +87,6 @@ pub fn run(as_json: bool, options: &Options) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn on_a_new_filesystem(options: &Options) -> Result<Report> {
-    let kind = filesystem::by_name(&options.fs)?;
-    let device = Layer::Disk.set_up(
-        options.disk_path().as_deref(),
-        options.view_path().as_deref(),
-        options.size_mib << 20,
-    )?;
-    create_dir_all(&options.work)?;
-    filesystem::mount(Path::new("tmpfs"), &options.work, "tmpfs", "")?;
-    let result = (|| {
-        let directory = options.work.join("mnt");
-        create_dir_all(&directory)?;
-        let mkfs: Vec<String> = options
-            .mkfs_opts
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
-        filesystem::run(&mut kind.mkfs(&device.path, device.size, &mkfs))?;
-        let mount_options = filesystem::join_options(&[kind.mount_options(), &options.mount_opts]);
-        filesystem::mount(&device.path, &directory, kind.name(), &mount_options)?;
-        let context = Context::new(
-            kind,
-            &options.work,
-            Some((&device.path, &device.raw, device.size)),
-            &mount_options,
-        )?;
-        let report = measure(&context);
-        match filesystem::unmount(&directory) {
-            Ok(()) => {
-                filesystem::run(&mut kind.check(&device.path))?;
-            }
-            Err(error) => {
-                filesystem::detach(&directory);
-                report?;
-                return Err(error);
-            }
-        }
-        report
-    })();
-    filesystem::detach(&options.work);
-    result
 }
 
 fn measure(context: &Context) -> Result<Report> {

@@ -23,6 +23,11 @@ pub trait FsKind: Sync {
     fn mount_options(&self) -> &'static str;
     /// True if FIEMAP gives byte offsets of the one device.
     fn extents_are_device_offsets(&self) -> bool;
+    /// True if, mounted like this, a file may have stale blocks after a power cut where it was not synced.
+    fn exposes_stale_blocks(&self, mount_options: &str) -> bool;
+    /// Ways to make and mount it in which writeback or the journal goes another way; mkfs and mount
+    /// options.
+    fn variants(&self) -> &'static [(&'static str, &'static str)];
 }
 
 struct Ext4;
@@ -56,6 +61,27 @@ impl FsKind for Ext4 {
 
     fn extents_are_device_offsets(&self) -> bool {
         true
+    }
+
+    fn exposes_stale_blocks(&self, mount_options: &str) -> bool {
+        mount_options
+            .split(',')
+            .any(|option| option == "data=writeback")
+    }
+
+    fn variants(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("", ""),
+            ("-O fast_commit", ""),
+            ("", "data=writeback"),
+            ("", "nodelalloc"),
+            ("-b 1024", ""),
+            ("", "data=writeback,nodelalloc"),
+            ("-O bigalloc -C 16384", ""),
+            ("", "dioread_lock"),
+            ("-b 1024 -O fast_commit", "nodelalloc"),
+            ("", "discard"),
+        ]
     }
 }
 

@@ -23,6 +23,9 @@ pub enum Layer {
     /// The test disk behind a device that can be stopped: writeback stays in flight for as long as
     /// something is done meanwhile. See [`Hold`].
     Held,
+    /// The test disk behind dm-log-writes, with the log on the second test disk: what a power cut would
+    /// have left at any time can be made again. See [`crate::logwrites`].
+    LogWrites,
 }
 
 /// A device that is ready for mkfs.
@@ -79,6 +82,12 @@ impl Layer {
                 disk::zero(disk, size)?;
                 held(disk, view, size)
             }
+            Layer::LogWrites => {
+                let (disk, view) = pair(disk, view)?;
+                let size = size.min(disk::device_size(disk)?).min(LOGGED_SIZE);
+                disk::zero(disk, size)?;
+                logged(disk, view, size)
+            }
         }
     }
 }
@@ -92,7 +101,8 @@ fn pair<'a>(disk: Option<&'a Path>, view: Option<&'a Path>) -> Result<(&'a Path,
 
 const INTEGRITY: &str = "pinwb-integrity";
 
-fn dmsetup(arguments: &[&str]) -> Result<String> {
+/// Runs dmsetup(8).
+pub fn dmsetup(arguments: &[&str]) -> Result<String> {
     // Nobody answers udev cookies in the guest.
     run(Command::new("dmsetup")
         .env("DM_DISABLE_UDEV", "1")
@@ -184,4 +194,40 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let _ = dmsetup(&["resume", HELD]);
     }
+}
+
+/// Name of the device of [`Layer::LogWrites`].
+pub const LOGGED: &str = "pinwb-logged";
+/// Small, because it is checked as a whole at each of many points.
+const LOGGED_SIZE: u64 = 64 * MIB;
+
+/// The disk that the log of [`Layer::LogWrites`] is on.
+pub fn log_disk() -> Result<PathBuf> {
+    disk::by_serial("pinwb-disk1").context("no disk for the log: no serial number pinwb-disk1")
+}
+
+fn remove_logged() {
+    let _ = dmsetup(&["remove", "--retry", LOGGED]);
+}
+
+fn logged(disk: &Path, view: &Path, size: u64) -> Result<Device> {
+    let log = log_disk()?;
+    if Path::new("/dev/mapper").join(LOGGED).exists() {
+        remove_logged();
+    }
+    // The superblock of an older log must not pass for this one's.
+    disk::zero(&log, MIB)?;
+    let table = format!(
+        "0 {} log-writes {} {}",
+        size / 512,
+        disk.display(),
+        log.display()
+    );
+    dmsetup(&["create", LOGGED, "--table", &table])?;
+    Ok(Device {
+        path: Path::new("/dev/mapper").join(LOGGED),
+        raw: view.to_owned(),
+        size,
+        teardown: Some(Teardown(remove_logged)),
+    })
 }

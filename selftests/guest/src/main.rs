@@ -5,6 +5,7 @@
 //! is on the raw disk.
 
 mod context;
+mod crash;
 mod demo;
 mod device;
 mod disk;
@@ -12,7 +13,9 @@ mod fs;
 mod kmsg;
 mod layer;
 mod ledger;
+mod logwrites;
 mod map;
+mod mounted;
 mod options;
 mod pagemap;
 mod stamp;
@@ -54,6 +57,13 @@ enum Command {
         /// Print the summary as one line of JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Cut the power at many points of a workload that is logged, and look at what is left
+    Crash {
+        #[command(flatten)]
+        crash: crash::Arguments,
         #[command(flatten)]
         options: Options,
     },
@@ -105,6 +115,11 @@ fn run(command: Command) -> Result<ExitCode> {
             }
         }
         Command::Demo { json, options } => demo::run(json, &options)?,
+        Command::Crash { crash, options } => {
+            if !crash::run_command(&crash, &options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::One {
             name,
             options,

@@ -88,13 +88,27 @@ fn read_word(word: u64, file: u32) -> Word {
     }
 }
 
-/// The way in which one sector differs from what was expected.
+/// What a sector holds that is not what was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub enum Fault {
+    /// Nothing.
     Zero,
-    Stale { round: u32 },
-    Misplaced { by: i64 },
-    Torn { rounds: (u32, u32) },
+    /// What one other round wrote there.
+    Stale {
+        /// Which.
+        round: u32,
+    },
+    /// What belongs elsewhere.
+    Misplaced {
+        /// Bytes from its place.
+        by: i64,
+    },
+    /// Words of more than one round, or of one round and zeroes.
+    Torn {
+        /// The first and the last of them.
+        rounds: (u32, u32),
+    },
+    /// What was never written to this file.
     Foreign,
 }
 
@@ -110,7 +124,8 @@ impl fmt::Display for Fault {
     }
 }
 
-fn classify(sector: &[u8], base: u64, stamp: Stamp) -> Fault {
+/// Says what a sector holds that was read at byte `base` of the file; the round of `stamp` plays no part.
+pub fn classify(sector: &[u8], base: u64, stamp: Stamp) -> Fault {
     let mut rounds: Option<(u32, u32)> = None;
     let mut zeroes = 0;
     let mut words = 0;

@@ -126,6 +126,17 @@ pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
     }
 }
 
+/// Starts writing dirty pages back and doesn't wait.
+pub fn start_writeback(file: &File) -> Result<()> {
+    // SAFETY: the descriptor is open.
+    let done =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()).context("sync_file_range"),
+    }
+}
+
 /// Fails unless the kernel refuses the pin with EFAULT.
 pub fn expect_refused(kind: Kind, map: &Mapping) -> Result<()> {
     match kind.attach(map, 0..map.len() as u64) {

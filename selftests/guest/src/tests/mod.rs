@@ -3,7 +3,8 @@
 //! The tests, by theme.
 
 mod attributes;
-mod common;
+pub mod common;
+mod crash;
 mod durable;
 mod errors;
 mod exact;
@@ -35,6 +36,7 @@ const THEMES: &[&[Test]] = &[
     knockout::TESTS,
     options::TESTS,
     errors::TESTS,
+    crash::TESTS,
 ];
 
 /// Every test.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{fallocate, wait_until, Pinned, KIB, MIB};
+use super::common::{fallocate, start_writeback, wait_until, Pinned, KIB, MIB};
 use crate::context::Context;
 use crate::device::Kind;
 use crate::diag;
@@ -38,17 +38,6 @@ pub const TESTS: &[Test] = &[
     Test::new("story10.knockout_no_hole_alloc", |c| story10(c, true)),
     Test::new("story12.munmap_during_writeback", story12),
 ];
-
-/// Starts writing dirty pages back and doesn't wait.
-fn start_writeback(file: &File) -> Result<()> {
-    // SAFETY: the descriptor is open.
-    let done =
-        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-    match done {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()).context("sync_file_range"),
-    }
-}
 
 /// A mapped file whose blocks are on the disk and whose pages are in the page tables.
 fn settled(context: &Context, name: &str, len: u64, stamp: Stamp) -> Result<(File, Mapping)> {
