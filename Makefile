@@ -29,7 +29,7 @@ help: ## this list
 	@echo
 	@echo '  KSRC=dir|tarball    another 7.2.y kernel than the distribution'\''s package'
 	@echo '  PINWB_CACHE=dir     where trees, builds and downloads go (now $(PINWB_CACHE))'
-	@echo '  ARGS=...            more arguments for the harness (check, demo, vm, bench-pin)'
+	@echo '  ARGS=...            more arguments for the harness (check, demo, crash, vm, bench-pin)'
 
 deps: ## install what is needed (as root), or print how
 	@scripts/deps
@@ -92,6 +92,11 @@ check-debug: kernel-debug kernel-kcsan ## the guest tests on the two debug kerne
 demo: kernel ## show what pinned writeback does
 	@$(harness) demo --kernel '$(PINWB_KERNEL)' $(ARGS)
 
+crash: kernel ## cut the power at many points: FS=ext4 MINUTES=10 SEED=
+	@$(harness) crash --kernel '$(PINWB_KERNEL)' --fs '$(or $(FS),ext4)' \
+		--mkfs-opts='$(MKFS_OPTS)' --mount-opts='$(MOUNT_OPTS)' \
+		--minutes '$(or $(MINUTES),10)' $(if $(SEED),--seed '$(SEED)') $(ARGS)
+
 vm: kernel ## a shell in the guest
 	@$(harness) vm --kernel '$(PINWB_KERNEL)' $(ARGS)
 
@@ -104,5 +109,5 @@ clean: ## delete this checkout's builds; the tree stays
 distclean: ## delete this checkout's builds and tree; downloads and ccache stay
 	rm -rf '$(work)'
 
-.PHONY: help deps tree refresh series kernel uml kernel-nopinwb uml-nopinwb kunit lint \
-	clippy rustdoc check check-debug kernel-debug kernel-kcsan demo vm bench-pin clean distclean
+# Every target with a help text is a command, not a file.
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))

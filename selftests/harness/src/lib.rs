@@ -10,6 +10,7 @@
 pub mod bench;
 pub mod cache;
 pub mod check;
+pub mod crash;
 pub mod demo;
 pub mod job;
 pub mod kselftests;

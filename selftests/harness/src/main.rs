@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use pinwb_harness::job::{Job, Mount};
 use pinwb_harness::qemu::{self, Config, Stream};
-use pinwb_harness::{bench, cache, check, demo, kselftests, rootfs};
+use pinwb_harness::{bench, cache, check, crash, demo, kselftests, rootfs};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -101,6 +101,29 @@ enum Verb {
         #[command(flatten)]
         guest: Guest,
     },
+    /// Cut the power at many points of workloads that are logged
+    Crash {
+        #[command(flatten)]
+        guest: Guest,
+        /// The filesystem
+        #[arg(long, default_value = "ext4")]
+        fs: String,
+        /// Options of every mkfs
+        #[arg(long, default_value = "", allow_hyphen_values = true)]
+        mkfs_opts: String,
+        /// Options of every mount
+        #[arg(long, default_value = "")]
+        mount_opts: String,
+        /// Begin no pass after so many minutes
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Where all choices come from [default: the time]
+        #[arg(long)]
+        seed: Option<u64>,
+        /// More arguments of `pinwb-test crash`
+        #[arg(last = true)]
+        more: Vec<String>,
+    },
     /// Time and count what pins cost, with and without the subsystem: $PINWB_UML, $PINWB_KERNEL and
     /// the same with _NOPINWB
     BenchPin {
@@ -177,6 +200,25 @@ fn run(verb: Verb) -> Result<u8> {
         }
         Verb::Vm { guest } => vm(&guest),
         Verb::Demo { guest } => demo::demo(&guest.config()),
+        Verb::Crash {
+            guest,
+            fs,
+            mkfs_opts,
+            mount_opts,
+            minutes,
+            seed,
+            more,
+        } => crash::crash(
+            &guest.config(),
+            &crash::Options {
+                fs,
+                mkfs_opts,
+                mount_opts,
+                minutes,
+                seed,
+                more,
+            },
+        ),
         Verb::BenchPin { boots, only, save } => {
             bench::bench_pin(&bench::Options { boots, only, save })
         }
