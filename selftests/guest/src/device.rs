@@ -42,7 +42,7 @@ pub fn write_until(
 }
 
 /// The kinds of device that a test runs with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Kind {
     /// A read into a registered buffer of an io_uring.
     Uring,
@@ -51,6 +51,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The name on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Uring => "uring",
+            Kind::Verbs => "verbs",
+        }
+    }
+
     /// Registers `range` of `map` for writing. The range is given in bytes of the file; `map` maps the
     /// file from its start. The kernel's errno can be had back by [`errno`].
     pub fn attach(self, map: &Mapping, range: Range<u64>) -> Result<Box<dyn Dma>> {

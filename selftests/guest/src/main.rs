@@ -10,12 +10,14 @@ mod demo;
 mod device;
 mod disk;
 mod fs;
+mod holder;
 mod kmsg;
 mod layer;
 mod ledger;
 mod logwrites;
 mod map;
 mod mounted;
+mod numa;
 mod options;
 mod pagemap;
 mod stamp;
@@ -87,7 +89,7 @@ enum Command {
     VerbsPeer,
     /// Register a mapped file and wait to be killed
     #[command(hide = true)]
-    HoldPins { device: String, file: PathBuf },
+    HoldPins(holder::Orders),
 }
 
 fn main() -> ExitCode {
@@ -142,7 +144,7 @@ fn run(command: Command) -> Result<ExitCode> {
             return Ok(ExitCode::from(tap::run_here(&test, &context) as u8));
         }
         Command::VerbsPeer => verbs::run_peer()?,
-        Command::HoldPins { device, file } => tests::hold_pins(&device, &file)?,
+        Command::HoldPins(orders) => orders.follow()?,
     }
     Ok(ExitCode::SUCCESS)
 }

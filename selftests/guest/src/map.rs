@@ -66,8 +66,38 @@ impl Mapping {
 
     /// No fault-around and no readahead: each page that is touched gets a folio of its own.
     pub fn advise_random(&self) {
-        // SAFETY: the range is the mapping itself; the advice changes no contents.
-        unsafe { libc::madvise(self.address.cast(), self.len, libc::MADV_RANDOM) };
+        let _ = self.advise(libc::MADV_RANDOM);
+    }
+
+    /// madvise(2) of the whole mapping.
+    pub fn advise(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the range is the mapping itself, and no caller's advice drops its contents.
+        match unsafe { libc::madvise(self.address.cast(), self.len, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Moves the mapping to another address by mremap(2).
+    pub fn relocate(&mut self) -> io::Result<()> {
+        let room = Self::anonymous(self.len)?;
+        // SAFETY: what is mapped at the new address is `room`, which goes; nothing borrows from either.
+        let moved = unsafe {
+            libc::mremap(
+                self.address.cast(),
+                self.len,
+                self.len,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                room.address.cast::<libc::c_void>(),
+            )
+        };
+        if moved == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        self.address = moved.cast();
+        // The address is this mapping's now.
+        std::mem::forget(room);
+        Ok(())
     }
 
     /// A store by the CPU.

@@ -2,33 +2,55 @@
 
 //! The ledger counts writable long-term pins, all of them and nothing else.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::fs::{self, File};
+use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
+use io_uring::IoUring;
 
 use super::common::{Pinned, KIB, MIB};
 use crate::context::Context;
 use crate::device::Kind;
 use crate::diag;
+use crate::holder::{Holder, Orders};
+use crate::layer::{Hold, Layer};
 use crate::ledger::{self, Stats};
 use crate::map::{Mapping, PAGE};
+use crate::numa;
 use crate::stamp::Stamp;
+use crate::tap::Invariant::{I4, I7};
 use crate::tap::{expect_eq, Test};
+use crate::uring;
+use crate::verbs::ReadOnly;
+
+/// A test of the counts alone: there is no step to leave out but the counting.
+const fn counts(name: &'static str, run: fn(&Context) -> Result<()>) -> Test {
+    Test::new(name, run).proves(&[I7])
+}
 
 pub const TESTS: &[Test] = &[
-    Test::new("ledger.exact_uring", |c| overlapping(c, Kind::Uring)),
-    Test::new("ledger.exact_verbs", |c| overlapping(c, Kind::Verbs)),
-    Test::new("ledger.large_folios", large_folios),
-    Test::new("ledger.fork_and_munmap", fork_and_munmap),
-    Test::new("ledger.orphan", orphan),
-    Test::new("ledger.killed_uring", |c| killed(c, "uring")),
-    Test::new("ledger.killed_verbs", |c| killed(c, "verbs")),
-    Test::new("ledger.ordinary_references", ordinary_references),
+    counts("ledger.exact_uring", |c| overlapping(c, Kind::Uring)),
+    counts("ledger.exact_verbs", |c| overlapping(c, Kind::Verbs)),
+    counts("ledger.exact_mixed", mixed),
+    counts("ledger.large_folios", large_folios),
+    counts("ledger.fork_and_munmap", fork_and_munmap)
+        .proves(&[I4, I7])
+        .without("no_keep_dirty"),
+    counts("ledger.mremap", moved_mapping),
+    counts("ledger.orphan", orphan),
+    counts("ledger.killed_uring", |c| killed(c, Kind::Uring)),
+    counts("ledger.killed_verbs", |c| killed(c, Kind::Verbs)),
+    counts("ledger.buffers_update", buffers_update),
+    counts("ledger.buffers_clone", buffers_clone),
+    counts("ledger.short_term_pins", short_term_pins).on(Layer::Held),
+    counts("ledger.read_only", read_only),
+    counts("ledger.other_memory", other_memory).on(Layer::None),
+    counts("ledger.migration", migration),
 ];
 
 const PAGES: u64 = 64;
@@ -38,7 +60,7 @@ fn bytes(pages: Range<u64>) -> Range<u64> {
 }
 
 /// A mapped file whose every folio has one page.
-fn small_folios(context: &Context, name: &str, pages: u64) -> Result<(File, Mapping)> {
+pub fn small_folios(context: &Context, name: &str, pages: u64) -> Result<(File, Mapping)> {
     let file = context.sparse(name, pages * PAGE as u64)?;
     let map = Mapping::shared(&file, 0, (pages * PAGE as u64) as usize)?;
     map.advise_random();
@@ -159,10 +181,42 @@ fn fork_and_munmap(context: &Context) -> Result<()> {
     drop(map);
     expect_counts(&file, all)?;
     let range = bytes(0..PAGES);
-    pinned.device.write(stamp.round(1), range.clone())?;
-    file.sync_all()?;
-    context.expect_on_disk(&file, range, stamp.round(1))?;
+    for round in 1..=2 {
+        pinned.device.write(stamp.round(round), range.clone())?;
+        file.sync_all()?;
+        context.expect_on_disk(&file, range.clone(), stamp.round(round))?;
+    }
     pinned.device.unpin()?;
+    ledger::wait_until_empty(5)
+}
+
+/// The mapping goes elsewhere while it is pinned; the pages stay what they are.
+fn moved_mapping(context: &Context) -> Result<()> {
+    ledger::wait_until_empty(10)?;
+    let (file, mut map) = small_folios(context, "file", PAGES)?;
+    let all = 0..PAGES;
+    let mut device = Kind::Uring.attach(&map, bytes(all.clone()))?;
+    expect_counts(&file, std::slice::from_ref(&all))?;
+    let before = map.address();
+    map.relocate()?;
+    if map.address() == before {
+        bail!("the mapping was not moved");
+    }
+    map.touch();
+    expect_counts(&file, std::slice::from_ref(&all))?;
+    // Pinned once more where it is now.
+    let again = Kind::Uring.attach(&map, bytes(8..16))?;
+    expect_counts(&file, &[all.clone(), 8..16])?;
+    // Registered, the device finds the pages by itself; for the address only its own mapping counts.
+    drop(map);
+    expect_counts(&file, &[all.clone(), 8..16])?;
+    let stamp = Stamp::fresh();
+    device.write(stamp, bytes(all.clone()))?;
+    file.sync_all()?;
+    context.expect_on_disk(&file, bytes(all.clone()), stamp)?;
+    device.unpin()?;
+    expect_counts(&file, std::slice::from_ref(&(8..16)))?;
+    again.unpin()?;
     ledger::wait_until_empty(5)
 }
 
@@ -181,141 +235,233 @@ fn orphan(context: &Context) -> Result<()> {
     ledger::wait_until_empty(5)
 }
 
-fn killed(context: &Context, device: &str) -> Result<()> {
+fn killed(context: &Context, kind: Kind) -> Result<()> {
     ledger::wait_until_empty(10)?;
-    if device == "verbs"
-        && std::fs::read_dir("/sys/class/infiniband").map_or(0, Iterator::count) == 0
-    {
-        bail!("no RDMA device");
-    }
     let file = context.sparse("file", MIB)?;
-    let mut child = Command::new("/proc/self/exe")
-        .args(["hold-pins", device])
-        .arg(context.path("file"))
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    if let Some(output) = child.stdout.take() {
-        BufReader::new(output).read_line(&mut line)?;
-    }
-    let pins = ledger::pins_of(&file);
-    child.kill()?;
-    child.wait()?;
-    expect_eq("first line of the process", line.trim(), "pinned")?;
-    let pins = pins?;
+    let mut holder = Holder::start(&mut Orders::new(kind, &context.path("file")).command())?;
+    let pins = ledger::pins_of(&file)?;
     diag!("{pins} pins before the kill");
     if pins == 0 {
         bail!("the process holds no pins");
     }
+    holder.kill();
     ledger::wait_until_empty(15)
 }
 
-/// More than 1,024 references to one page look like a pin to `folio_maybe_dma_pinned()`.
-fn ordinary_references(context: &Context) -> Result<()> {
+/// Both devices have the same pages, and let go of them in an order that is neither's.
+fn mixed(context: &Context) -> Result<()> {
     ledger::wait_until_empty(10)?;
-    let before = Stats::read()?;
-    let (file, map) = small_folios(context, "file", 16)?;
-    file.sync_all()?;
+    let (file, map) = small_folios(context, "file", PAGES)?;
+    let mut held = Vec::new();
+    let mut devices = Vec::new();
+    for (kind, pages) in [
+        (Kind::Verbs, 0..PAGES),
+        (Kind::Uring, 0..PAGES),
+        (Kind::Verbs, 8..24),
+        (Kind::Uring, 16..32),
+    ] {
+        devices.push(kind.attach(&map, bytes(pages.clone()))?);
+        held.push(pages);
+        expect_counts(&file, &held)?;
+    }
+    for next in [1, 1, 0, 0] {
+        devices.remove(next).unpin()?;
+        held.remove(next);
+        expect_counts(&file, &held)?;
+    }
+    ledger::wait_until_empty(1)
+}
 
-    let maps = (0..2000)
-        .map(|_| Mapping::shared(&file, 0, PAGE))
-        .collect::<io::Result<Vec<_>>>()?;
-    maps.iter().for_each(Mapping::touch);
-    let pipes = (0..6)
-        .map(|_| reference_by_pipe(&map))
-        .collect::<io::Result<Vec<_>>>()?;
-    let references: usize = pipes.iter().map(|pipe| pipe.pages).sum();
-    diag!("{} mappings, {references} references by pipes", maps.len());
+fn buffer(map: &Mapping, pages: Range<u64>) -> libc::iovec {
+    let range = bytes(pages);
+    libc::iovec {
+        iov_base: (map.address() + range.start as usize) as *mut libc::c_void,
+        iov_len: (range.end - range.start) as usize,
+    }
+}
 
-    // Short-term pins, for reading and for writing.
-    let other = std::fs::OpenOptions::new()
+/// Buffers of a ring are put in, replaced and taken out one by one.
+fn buffers_update(context: &Context) -> Result<()> {
+    const NONE: libc::iovec = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    };
+    ledger::wait_until_empty(10)?;
+    let (file, map) = small_folios(context, "file", PAGES)?;
+    let ring = IoUring::new(4)?;
+    ring.submitter().register_buffers_sparse(3)?;
+    let update = |slot, buffer: libc::iovec| {
+        // SAFETY: the ring never uses the buffers, it only pins them.
+        unsafe {
+            ring.submitter()
+                .register_buffers_update(slot, &[buffer], None)
+        }
+        .context("IORING_REGISTER_BUFFERS_UPDATE")
+    };
+    update(0, buffer(&map, 0..PAGES))?;
+    update(2, buffer(&map, 8..16))?;
+    expect_counts(&file, &[0..PAGES, 8..16])?;
+    // The same again: the new pins are there before the old ones go.
+    update(0, buffer(&map, 0..PAGES))?;
+    expect_counts(&file, &[0..PAGES, 8..16])?;
+    update(0, buffer(&map, 32..40))?;
+    expect_counts(&file, &[32..40, 8..16])?;
+    update(2, NONE)?;
+    expect_counts(&file, std::slice::from_ref(&(32..40)))?;
+    ring.submitter().unregister_buffers()?;
+    ledger::wait_until_empty(5)
+}
+
+/// A second ring shares the buffers of the first, and with them their pins. Then both are closed.
+fn buffers_clone(context: &Context) -> Result<()> {
+    ledger::wait_until_empty(10)?;
+    let (file, map) = small_folios(context, "file", PAGES)?;
+    let (first, second) = (IoUring::new(4)?, IoUring::new(4)?);
+    let buffers = [buffer(&map, 0..PAGES), buffer(&map, 8..16)];
+    // SAFETY: the ring never uses the buffers, it only pins them.
+    unsafe { first.submitter().register_buffers(&buffers) }?;
+    expect_counts(&file, &[0..PAGES, 8..16])?;
+    second
+        .submitter()
+        .register_buffers_clone(first.as_raw_fd())
+        .context("IORING_REGISTER_CLONE_BUFFERS")?;
+    expect_counts(&file, &[0..PAGES, 8..16])?;
+    first.submitter().unregister_buffers()?;
+    expect_counts(&file, &[0..PAGES, 8..16])?;
+    // SAFETY: as above.
+    unsafe { first.submitter().register_buffers(&buffers[1..]) }?;
+    expect_counts(&file, &[0..PAGES, 8..16, 8..16])?;
+    drop((first, second));
+    ledger::wait_until_empty(10)
+}
+
+/// A direct read into pages of the file is in flight, and holds pins that nobody counts.
+fn short_term_pins(context: &Context) -> Result<()> {
+    const LONG_TERM: Range<u64> = 0..16;
+    ledger::wait_until_empty(10)?;
+    let (file, map) = small_folios(context, "file", PAGES)?;
+    let stamp = Stamp::fresh();
+    context.written("other", PAGES * PAGE as u64, stamp, MIB as usize)?;
+    let other = fs::OpenOptions::new()
         .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
         .custom_flags(libc::O_DIRECT)
         .open(context.path("other"))?;
-    // SAFETY: the first page of `map` is mapped.
-    let (written, read) = unsafe {
-        let page = map.address() as *mut libc::c_void;
-        (
-            libc::pwrite(other.as_raw_fd(), page, PAGE, 0),
-            libc::pread(other.as_raw_fd(), page, PAGE, 0),
-        )
-    };
+    let device = Kind::Uring.attach(&map, bytes(LONG_TERM))?;
+    let before = foll_pins()?;
+    let hold = Hold::start()?;
+    let read = thread::scope(|scope| -> Result<isize> {
+        let read = scope.spawn(|| {
+            // SAFETY: all of `map` is mapped; its contents are never borrowed.
+            unsafe {
+                let pages = map.address() as *mut libc::c_void;
+                libc::pread(other.as_raw_fd(), pages, map.len(), 0)
+            }
+        });
+        thread::sleep(Duration::from_millis(300));
+        let early = read.is_finished();
+        let pinned = foll_pins()? - before;
+        let counted = expect_counts(&file, &[LONG_TERM]);
+        drop(hold);
+        let Ok(read) = read.join() else {
+            bail!("the reading thread panicked");
+        };
+        if early {
+            bail!("the direct read returned {read} while its I/O was held");
+        }
+        diag!("{pinned} pins of any kind were taken meanwhile");
+        if pinned < PAGES {
+            bail!("{pinned} pages were pinned for the direct read");
+        }
+        counted?;
+        Ok(read)
+    })?;
+    expect_eq("bytes read", read, map.len() as isize)?;
     expect_eq(
-        "direct write and read",
-        (written, read),
-        (PAGE as isize, PAGE as isize),
+        "what was read is there",
+        map.load(0, map.len()) == stamp.bytes(0, map.len()),
+        true,
     )?;
-    try_to_migrate(&map);
+    expect_counts(&file, &[LONG_TERM])?;
+    device.unpin()?;
+    ledger::wait_until_empty(5)
+}
 
-    map.store(0, &[2]);
-    file.sync_all()?;
-    let after = Stats::read()?;
-    expect_eq("folios in the ledger", ledger::folios()?.len(), 0)?;
-    for name in [
-        "pins",
-        "pins_total",
-        "bounced_bytes",
-        "bounced_bios",
-        "kept_dirty",
-    ] {
-        expect_eq(name, after.get(name), before.get(name))?;
+/// Pages that were ever pinned, for whatever purpose.
+fn foll_pins() -> Result<u64> {
+    // The CPUs hand in their share now and then, and when asked.
+    fs::read("/proc/sys/vm/stat_refresh")?;
+    let text = fs::read_to_string("/proc/vmstat")?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("nr_foll_pin_acquired "))
+        .context("no nr_foll_pin_acquired in /proc/vmstat")?;
+    Ok(value.parse()?)
+}
+
+/// A device that only reads changes nothing that would have to be written back.
+fn read_only(context: &Context) -> Result<()> {
+    ledger::wait_until_empty(10)?;
+    let (file, map) = small_folios(context, "file", PAGES)?;
+    let before = foll_pins()?;
+    let reader = ReadOnly::register(&map)?;
+    let pinned = foll_pins()? - before;
+    if pinned < PAGES {
+        bail!("{pinned} pages were pinned for the region");
+    }
+    expect_counts(&file, &[])?;
+    let device = Kind::Verbs.attach(&map, bytes(4..8))?;
+    expect_counts(&file, std::slice::from_ref(&(4..8)))?;
+    drop(reader);
+    expect_counts(&file, std::slice::from_ref(&(4..8)))?;
+    device.unpin()?;
+    ledger::wait_until_empty(5)
+}
+
+/// Memory that is in no file of a disk needs no writeback.
+fn other_memory(_context: &Context) -> Result<()> {
+    ledger::wait_until_empty(10)?;
+    let total = Stats::read()?.get("pins_total");
+    let len = (PAGES * PAGE as u64) as usize;
+    let shmem = uring::memory_file(c"pinned")?;
+    shmem.set_len(len as u64)?;
+    for map in [Mapping::anonymous(len)?, Mapping::shared(&shmem, 0, len)?] {
+        map.store(0, &[1]);
+        for kind in [Kind::Uring, Kind::Verbs] {
+            let before = foll_pins()?;
+            let device = kind.attach(&map, 0..len as u64)?;
+            let pinned = foll_pins()? - before;
+            if pinned < PAGES {
+                bail!("{kind:?}: {pinned} pages were pinned");
+            }
+            let stats = Stats::read()?;
+            expect_eq("pins", stats.get("pins"), 0)?;
+            expect_eq("pinned folios", ledger::folios()?.len(), 0)?;
+            device.unpin()?;
+        }
+    }
+    expect_eq("pins taken in all", Stats::read()?.get("pins_total"), total)
+}
+
+/// Pinned pages stay where they are, and so do their counts.
+fn migration(context: &Context) -> Result<()> {
+    numa::require()?;
+    ledger::wait_until_empty(10)?;
+    let (file, map) = small_folios(context, "file", PAGES)?;
+    let nodes = numa::nodes(&map)?;
+    let device = Kind::Uring.attach(&map, bytes(0..PAGES))?;
+    for node in numa::NODES {
+        numa::migrate(&map, node)?;
+        numa::bind(&map, node)?;
+        numa::compact()?;
+        expect_eq("nodes of the pages", numa::nodes(&map)?, nodes.clone())?;
+        expect_counts(&file, std::slice::from_ref(&(0..PAGES)))?;
+    }
+    device.unpin()?;
+    ledger::wait_until_empty(5)?;
+    let moved = numa::migrate(&map, 1 - nodes[0])?;
+    diag!("{moved} of {PAGES} pages move when nobody pins them");
+    if moved == 0 {
+        bail!("no page moves even without a pin: nothing was tested");
     }
     Ok(())
-}
-
-struct HeldPages {
-    pages: usize,
-    _ends: [OwnedFd; 2],
-}
-
-/// Puts the first page of `map` into a pipe as often as the pipe has room.
-fn reference_by_pipe(map: &Mapping) -> io::Result<HeldPages> {
-    let mut ends = [0; 2];
-    let page = libc::iovec {
-        iov_base: map.address() as *mut libc::c_void,
-        iov_len: PAGE,
-    };
-    let pages = vec![page; 256];
-    // SAFETY: the descriptors are new and owned here; the page is mapped.
-    unsafe {
-        if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let ends = ends.map(|fd| OwnedFd::from_raw_fd(fd));
-        let pipe = ends[1].as_raw_fd();
-        libc::fcntl(pipe, libc::F_SETPIPE_SZ, 256 * PAGE);
-        match libc::vmsplice(pipe, pages.as_ptr(), pages.len(), libc::SPLICE_F_NONBLOCK) {
-            -1 => Err(io::Error::last_os_error()),
-            len => Ok(HeldPages {
-                pages: len as usize / PAGE,
-                _ends: ends,
-            }),
-        }
-    }
-}
-
-/// Asks for migration and compaction; whether they succeed doesn't matter.
-fn try_to_migrate(map: &Mapping) {
-    let mut pages: Vec<usize> = (0..map.len())
-        .step_by(PAGE)
-        .map(|offset| map.address() + offset)
-        .collect();
-    let nodes = vec![0i32; pages.len()];
-    let mut status = vec![0i32; pages.len()];
-    // SAFETY: the three arrays have the length that is given.
-    unsafe {
-        libc::syscall(
-            libc::SYS_move_pages,
-            0,
-            pages.len(),
-            pages.as_mut_ptr(),
-            nodes.as_ptr(),
-            status.as_mut_ptr(),
-            2,
-        )
-    };
-    let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
 }

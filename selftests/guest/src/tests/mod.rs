@@ -14,15 +14,10 @@ mod refuse;
 mod selfcheck;
 mod stories;
 mod tools;
+mod transient;
 
 use std::fs;
-use std::io::Write;
-use std::path::Path;
 
-use anyhow::{bail, Result};
-
-use crate::device::Kind;
-use crate::map::Mapping;
 use crate::tap::Test;
 
 const THEMES: &[&[Test]] = &[
@@ -30,6 +25,7 @@ const THEMES: &[&[Test]] = &[
     durable::TESTS,
     tools::TESTS,
     exact::TESTS,
+    transient::TESTS,
     refuse::TESTS,
     attributes::TESTS,
     stories::TESTS,
@@ -62,24 +58,4 @@ fn is_off() -> bool {
         .unwrap_or_default()
         .split_whitespace()
         .any(|word| word == "pinwb=off")
-}
-
-/// Registers a file that exists, says so, and keeps the pins until killed.
-pub fn hold_pins(device: &str, path: &Path) -> Result<()> {
-    let kind = match device {
-        "uring" => Kind::Uring,
-        "verbs" => Kind::Verbs,
-        _ => bail!("no device {device}"),
-    };
-    let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-    let len = file.metadata()?.len();
-    let map = Mapping::shared(&file, 0, len as usize)?;
-    let _device = kind.attach(&map, 0..len)?;
-    let mut output = std::io::stdout();
-    writeln!(output, "pinned")?;
-    output.flush()?;
-    loop {
-        // SAFETY: pause has no arguments.
-        unsafe { libc::pause() };
-    }
 }

@@ -186,6 +186,20 @@ impl Drop for Region {
     }
 }
 
+/// A memory region that no device may write to.
+pub struct ReadOnly {
+    _region: Region,
+}
+
+impl ReadOnly {
+    /// Registers all of `map`.
+    pub fn register(map: &Mapping) -> Result<Self> {
+        let domain = Domain::open()?;
+        let region = Region::register(&domain, map.address(), map.len(), 0)?;
+        Ok(Self { _region: region })
+    }
+}
+
 /// What one side has to know of the other's queue pair.
 #[derive(Clone, Copy)]
 struct Address {
