@@ -209,6 +209,16 @@ impl Context {
     /// Unmounts and mounts again, so that nothing is left in the page cache.
     pub fn remount(&self) -> Result<()> {
         filesystem::unmount(&self.root())?;
+        self.mount()
+    }
+
+    /// The device that is mounted.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// Mounts the filesystem that a test has unmounted.
+    pub fn mount(&self) -> Result<()> {
         filesystem::mount(
             &self.device,
             &self.root(),

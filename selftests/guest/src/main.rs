@@ -4,6 +4,7 @@
 //! mapped files by means of real devices (io_uring, RDMA), and compare what those devices wrote with what
 //! is on the raw disk.
 
+mod cgroup;
 mod context;
 mod crash;
 mod demo;

@@ -9,6 +9,7 @@ mod durable;
 mod errors;
 mod exact;
 mod knockout;
+mod nowait;
 mod options;
 mod refuse;
 mod selfcheck;
@@ -26,6 +27,7 @@ const THEMES: &[&[Test]] = &[
     tools::TESTS,
     exact::TESTS,
     transient::TESTS,
+    nowait::TESTS,
     refuse::TESTS,
     attributes::TESTS,
     stories::TESTS,
