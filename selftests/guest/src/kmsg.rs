@@ -3,7 +3,7 @@
 //! The kernel's log since a point in time.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// Follows /dev/kmsg from the moment it was opened.
@@ -76,7 +76,40 @@ const SPLATS: &[&str] = &[
     "bad page state",
 ];
 
+const EXPECT: &str = "pinwb-expect: ";
+const EXPECT_END: &str = "pinwb-expect-end";
+
+fn write(line: &str) {
+    // A file of its own for each line: the kernel limits the rate for each.
+    if let Ok(mut file) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        let _ = file.write_all(line.as_bytes());
+    }
+}
+
+/// Permits messages that contain `text`, for the rest of the test, to whoever reads the log: the runner,
+/// and the harness on the console. To the harness it is a regular expression, so it has no characters
+/// that mean something else there.
+pub fn expect(text: &str) {
+    write(&format!("{EXPECT}{text}"));
+}
+
+/// What must not be in the log of a test: `messages` are all that it caused. Ends its permits.
+pub fn splats(messages: Vec<String>) -> Vec<String> {
+    let permits: Vec<String> = messages
+        .iter()
+        .filter_map(|message| Some(message.split_once(EXPECT)?.1.to_owned()))
+        .collect();
+    if !permits.is_empty() {
+        write(EXPECT_END);
+    }
+    messages
+        .into_iter()
+        .filter(|message| is_splat(message) && !message.contains(EXPECT))
+        .filter(|message| !permits.iter().any(|permit| message.contains(permit)))
+        .collect()
+}
+
 /// True if the message is one that a sound kernel never logs.
-pub fn is_splat(message: &str) -> bool {
+fn is_splat(message: &str) -> bool {
     SPLATS.iter().any(|splat| message.contains(splat))
 }

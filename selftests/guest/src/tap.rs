@@ -16,7 +16,7 @@ use anyhow::{anyhow, bail, Context as _, Result};
 
 use crate::context::Context;
 use crate::fs::{self as filesystem, FsKind};
-use crate::kmsg::{is_splat, Kmsg};
+use crate::kmsg::{self, Kmsg};
 use crate::layer::Layer;
 use crate::ledger::{self, Switch};
 use crate::options::Options;
@@ -405,9 +405,8 @@ fn broken(why: String) -> Verdict {
 }
 
 fn splats(kmsg: &mut Kmsg) -> Vec<String> {
-    kmsg.messages()
+    kmsg::splats(kmsg.messages())
         .into_iter()
-        .filter(|message| is_splat(message))
         .map(|message| format!("kernel: {message}"))
         .collect()
 }
