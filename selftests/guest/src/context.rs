@@ -92,6 +92,11 @@ impl Context {
             .with_context(|| format!("cannot open {}", path.display()))
     }
 
+    /// The device that is mounted.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
     /// The device below the filesystem.
     pub fn raw(&self) -> Result<&RawDisk> {
         self.raw.as_ref().context("the test has no device")

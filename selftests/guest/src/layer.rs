@@ -2,6 +2,7 @@
 
 //! The block devices that the filesystem under test lies on.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,6 +27,8 @@ pub enum Layer {
     /// The test disk behind dm-log-writes, with the log on the second test disk: what a power cut would
     /// have left at any time can be made again. See [`crate::logwrites`].
     LogWrites,
+    /// The test disk behind a path of which any part can go down and come back. See [`Outage`].
+    Failing,
 }
 
 /// A device that is ready for mkfs.
@@ -47,6 +50,9 @@ impl Device {
     pub fn release(&self) {
         if self.teardown.is_some() && self.path.ends_with(HELD) {
             let _ = dmsetup(&["resume", HELD]);
+        }
+        if self.teardown.is_some() && self.path.ends_with(FAILING) {
+            let _ = repair();
         }
     }
 }
@@ -87,6 +93,12 @@ impl Layer {
                 let size = size.min(disk::device_size(disk)?).min(LOGGED_SIZE);
                 disk::zero(disk, size)?;
                 logged(disk, view, size)
+            }
+            Layer::Failing => {
+                let (disk, view) = pair(disk, view)?;
+                let size = size.min(disk::device_size(disk)?);
+                disk::zero(disk, size)?;
+                failing(disk, view, size)
             }
         }
     }
@@ -163,19 +175,24 @@ fn remove_held() {
 }
 
 fn held(disk: &Path, view: &Path, size: u64) -> Result<Device> {
+    linear(HELD, remove_held, disk, view, size)
+}
+
+/// A device of that name with the contents of the test disk.
+fn linear(name: &str, remove: fn(), disk: &Path, view: &Path, size: u64) -> Result<Device> {
     if dmsetup(&["version"]).is_err() {
         bail!("no device mapper");
     }
-    if Path::new("/dev/mapper").join(HELD).exists() {
-        remove_held();
+    if Path::new("/dev/mapper").join(name).exists() {
+        remove();
     }
     let table = format!("0 {} linear {} 0", size / 512, disk.display());
-    dmsetup(&["create", HELD, "--table", &table])?;
+    dmsetup(&["create", name, "--table", &table])?;
     Ok(Device {
-        path: Path::new("/dev/mapper").join(HELD),
+        path: Path::new("/dev/mapper").join(name),
         raw: view.to_owned(),
         size,
-        teardown: Some(Teardown(remove_held)),
+        teardown: Some(Teardown(remove)),
     })
 }
 
@@ -230,4 +247,87 @@ fn logged(disk: &Path, view: &Path, size: u64) -> Result<Device> {
         size,
         teardown: Some(Teardown(remove_logged)),
     })
+}
+
+const FAILING: &str = "pinwb-failing";
+
+fn remove_failing() {
+    let _ = repair();
+    let _ = dmsetup(&["remove", "--retry", FAILING]);
+}
+
+fn failing(disk: &Path, view: &Path, size: u64) -> Result<Device> {
+    linear(FAILING, remove_failing, disk, view, size)
+}
+
+/// Puts another table in place, once what is in flight has ended.
+fn switch_table(table: &str) -> Result<()> {
+    dmsetup(&["reload", FAILING, "--table", table])?;
+    dmsetup(&["suspend", "--nolockfs", FAILING])?;
+    dmsetup(&["resume", FAILING]).map(|_| ())
+}
+
+/// Sectors of the device of [`Layer::Failing`], and the device below, which every target names.
+fn whole() -> Result<(u64, String)> {
+    let table = dmsetup(&["table", FAILING])?;
+    let mut sectors = 0;
+    let mut below = None;
+    for line in table.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [start, len, _, ref arguments @ ..] = words[..] else {
+            bail!("odd table: {line}");
+        };
+        sectors = start.parse::<u64>()? + len.parse::<u64>()?;
+        below = below.or(arguments.first().map(|device| (*device).to_owned()));
+    }
+    let below = below.context("no device below")?;
+    Ok((sectors, below))
+}
+
+fn repair() -> Result<()> {
+    let (sectors, below) = whole()?;
+    switch_table(&format!("0 {sectors} linear {below} 0"))
+}
+
+/// A part of the device of [`Layer::Failing`] is out of reach until this is dropped.
+pub struct Outage(());
+
+impl Outage {
+    /// Reads and writes that touch one of `ranges`, bytes in order, fail. At least one range, and some
+    /// other part of the device, have to be left.
+    pub fn of(ranges: &[Range<u64>]) -> Result<Self> {
+        let (sectors, below) = whole()?;
+        let mut table = String::new();
+        let mut position = 0;
+        let reachable = |from: u64, to: u64| match from < to {
+            true => format!("{from} {} linear {below} {from}\n", to - from),
+            false => String::new(),
+        };
+        for range in ranges {
+            let (start, end) = (range.start / 512, range.end.div_ceil(512));
+            table += &reachable(position, start);
+            table += &format!("{start} {} error\n", end - start);
+            position = end;
+        }
+        table += &reachable(position, sectors);
+        switch_table(table.trim_end())?;
+        Ok(Self(()))
+    }
+
+    /// Every write fails; reads don't.
+    pub fn of_writes() -> Result<Self> {
+        let (sectors, below) = whole()?;
+        switch_table(&format!(
+            "0 {sectors} flakey {below} 0 0 3600 1 error_writes"
+        ))?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Outage {
+    fn drop(&mut self) {
+        if let Err(error) = repair() {
+            crate::diag!("the path does not come back: {error:#}");
+        }
+    }
 }
