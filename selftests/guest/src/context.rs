@@ -217,11 +217,6 @@ impl Context {
         self.mount()
     }
 
-    /// The device that is mounted.
-    pub fn device(&self) -> &Path {
-        &self.device
-    }
-
     /// Mounts the filesystem that a test has unmounted.
     pub fn mount(&self) -> Result<()> {
         filesystem::mount(

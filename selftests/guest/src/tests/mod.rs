@@ -11,6 +11,7 @@ mod exact;
 mod knockout;
 mod nowait;
 mod options;
+mod quota;
 mod refuse;
 mod selfcheck;
 mod stories;
@@ -35,6 +36,7 @@ const THEMES: &[&[Test]] = &[
     options::TESTS,
     errors::TESTS,
     crash::TESTS,
+    quota::TESTS,
 ];
 
 /// Every test.
