@@ -41,8 +41,26 @@ pub fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
 impl Uring {
     /// Registers `range` of `map` as buffer 0 of a new ring.
     pub fn register(map: &Mapping, range: Range<u64>) -> Result<Self> {
+        let mut uring = Self::new()?;
+        uring
+            .pin(map, range)
+            .context("cannot register the buffer with the io_uring")?;
+        Ok(uring)
+    }
+
+    /// A ring without a buffer.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            ring: IoUring::new(DEPTH).context("cannot set up an io_uring")?,
+            source: memory_file(c"pinwb-source")?,
+            address: 0,
+            range: 0..0,
+        })
+    }
+
+    /// Registers `range` of `map` as buffer 0, with one system call and nothing else.
+    pub fn pin(&mut self, map: &Mapping, range: Range<u64>) -> io::Result<()> {
         assert!(range.end <= map.len() as u64);
-        let ring = IoUring::new(DEPTH).context("cannot set up an io_uring")?;
         let address = map.address() + range.start as usize;
         let buffer = libc::iovec {
             iov_base: address as *mut libc::c_void,
@@ -50,14 +68,14 @@ impl Uring {
         };
         // SAFETY: the range is mapped. The pins that the ring takes outlive the mapping if need be, and
         // what the ring writes is never borrowed.
-        unsafe { ring.submitter().register_buffers(&[buffer]) }
-            .context("cannot register the buffer with the io_uring")?;
-        Ok(Self {
-            ring,
-            source: memory_file(c"pinwb-source")?,
-            address,
-            range,
-        })
+        unsafe { self.ring.submitter().register_buffers(&[buffer]) }?;
+        (self.address, self.range) = (address, range);
+        Ok(())
+    }
+
+    /// Drops the registration, with one system call and nothing else. The ring can register again.
+    pub fn unpin(&self) -> io::Result<()> {
+        self.ring.submitter().unregister_buffers()
     }
 
     /// Fills `range` from `source`, which may be at any offset of any file.
@@ -109,9 +127,6 @@ impl Dma for Uring {
     }
 
     fn unpin(self: Box<Self>) -> Result<()> {
-        self.ring
-            .submitter()
-            .unregister_buffers()
-            .context("cannot unregister the buffer")
+        Uring::unpin(&self).context("cannot unregister the buffer")
     }
 }

@@ -117,7 +117,7 @@ fn check(error: c_int, what: &str) -> Result<()> {
 }
 
 /// A protection domain.
-struct Domain {
+pub struct Domain {
     pd: *mut ffi::Pd,
     device: Device,
 }
@@ -128,7 +128,8 @@ unsafe impl Send for Domain {}
 unsafe impl Sync for Domain {}
 
 impl Domain {
-    fn open() -> Result<Arc<Self>> {
+    /// Opens the first device of the machine.
+    pub fn open() -> Result<Arc<Self>> {
         let device = Device::open()?;
         // SAFETY: the context is open.
         let pd = unsafe { ffi::ibv_alloc_pd(device.context) };
@@ -147,7 +148,7 @@ impl Drop for Domain {
 }
 
 /// A registered stretch of memory.
-struct Region {
+pub struct Region {
     mr: *mut ffi::Mr,
     _domain: Arc<Domain>,
 }
@@ -156,6 +157,15 @@ struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
+    /// Registers `range` of `map` for local and remote writes.
+    pub fn for_writes(domain: &Arc<Domain>, map: &Mapping, range: Range<u64>) -> Result<Self> {
+        assert!(range.end <= map.len() as u64);
+        let address = map.address() + range.start as usize;
+        let len = (range.end - range.start) as usize;
+        let access = ffi::ACCESS_LOCAL_WRITE | ffi::ACCESS_REMOTE_WRITE;
+        Self::register(domain, address, len, access)
+    }
+
     fn register(domain: &Arc<Domain>, address: usize, len: usize, access: u32) -> Result<Self> {
         // SAFETY: the range is mapped; the pins that this takes outlive the mapping if need be.
         let mr = unsafe { ffi::ibv_reg_mr(domain.pd, address as *mut _, len, access) };
@@ -460,12 +470,8 @@ pub struct Verbs {
 impl Verbs {
     /// Registers `range` of `map` for local and remote writes and starts the peer.
     pub fn register(map: &Mapping, range: Range<u64>) -> Result<Self> {
-        assert!(range.end <= map.len() as u64);
         let domain = Domain::open()?;
-        let address = map.address() + range.start as usize;
-        let len = (range.end - range.start) as usize;
-        let access = ffi::ACCESS_LOCAL_WRITE | ffi::ACCESS_REMOTE_WRITE;
-        let region = Region::register(&domain, address, len, access)?;
+        let region = Region::for_writes(&domain, map, range)?;
         let pair = Pair::new(&domain)?;
 
         let (ours, theirs) = UnixStream::pair()?;
