@@ -12,6 +12,7 @@ mod device;
 mod disk;
 mod fs;
 mod holder;
+mod inject;
 mod kmsg;
 mod layer;
 mod ledger;

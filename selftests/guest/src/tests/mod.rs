@@ -8,6 +8,7 @@ mod crash;
 mod durable;
 mod errors;
 mod exact;
+mod faults;
 mod knockout;
 mod nowait;
 mod options;
@@ -37,6 +38,7 @@ const THEMES: &[&[Test]] = &[
     errors::TESTS,
     crash::TESTS,
     quota::TESTS,
+    faults::TESTS,
 ];
 
 /// Every test.
@@ -45,21 +47,27 @@ pub fn all() -> Vec<Test> {
 }
 
 /// The tests to run: those of the filesystem whose names contain one of the filters. With `pinwb=off` on
-/// the kernel's command line that is the one test about it, and without it all others.
+/// the kernel's command line that is the one test about it, and without it all others. Those of fault injection
+/// run where the kernel looks for leaks, and only they do.
 pub fn select(filters: &[String], fs: &str) -> Vec<Test> {
     let off = is_off();
+    let faults = faults::is_leak_detector_on(&command_line());
     let mut tests = all();
     tests.retain(|test| {
         let wanted = filters.is_empty() || filters.iter().any(|f| test.name.contains(f.as_str()));
         let here = test.only.is_empty() || test.only == fs;
+        let here = here && faults == test.name.starts_with("faults.");
         wanted && here && off == (test.name == refuse::OFF)
     });
     tests
 }
 
 fn is_off() -> bool {
-    fs::read_to_string("/proc/cmdline")
-        .unwrap_or_default()
+    command_line()
         .split_whitespace()
         .any(|word| word == "pinwb=off")
+}
+
+fn command_line() -> String {
+    fs::read_to_string("/proc/cmdline").unwrap_or_default()
 }
