@@ -55,6 +55,14 @@ struct Group {
     programs: &'static [Program],
 }
 
+impl Group {
+    /// Is the test one that [`programs::TEST`] runs in this group? It finds out by the command line.
+    fn runs(&self, test: &GuestTest) -> bool {
+        let theme = test.name.split('.').next();
+        (self.name == FAULTS) == (theme == Some(FAULTS))
+    }
+}
+
 const fn program(name: &'static str, args: &'static str) -> Program {
     Program { name, args }
 }
@@ -63,6 +71,8 @@ const fn program(name: &'static str, args: &'static str) -> Program {
 const KUNIT_X86: &str = "kunit-x86";
 /// Name of the group whose tests have run before the harness started.
 const KUNIT_UML: &str = "kunit-uml";
+/// Name of the group, and theme of the tests, with failing allocations: they run there and nowhere else.
+const FAULTS: &str = "faults";
 /// The line by which a program's exit status comes back.
 const STATUS: &str = "# pinwb-status: ";
 /// Splats of one guest that are listed.
@@ -125,6 +135,18 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        name: FAULTS,
+        append: "kmemleak=on",
+        memory: 1536,
+        timeout: 600,
+        prepare: "",
+        mount: None,
+        programs: &[program(
+            programs::TEST,
+            "run --fs ext4 --mkfs-opts '-b 4096'",
+        )],
+    },
+    Group {
         name: KUNIT_X86,
         append: "kunit.enable=1",
         memory: 1024,
@@ -167,7 +189,9 @@ fn choose<'a>(filter: Option<&str>, tests: &[GuestTest]) -> Vec<Chosen<'a>> {
             continue;
         }
         let wanted = test_part.unwrap_or(filter);
-        let has_test = tests.iter().any(|t| t.name.contains(wanted));
+        let has_test = tests
+            .iter()
+            .any(|t| group.runs(t) && t.name.contains(wanted));
         let programs: Vec<&Program> = group
             .programs
             .iter()
@@ -247,7 +271,8 @@ fn list(chosen: &[Chosen<'_>], tests: &[GuestTest]) {
                 continue;
             }
             let wanted = chosen.tests.as_deref().unwrap_or("");
-            for test in tests.iter().filter(|t| t.name.contains(wanted)) {
+            let tests = tests.iter().filter(|t| chosen.group.runs(t));
+            for test in tests.filter(|t| t.name.contains(wanted)) {
                 println!("  {}", test.name);
                 if !test.without.is_empty() {
                     println!("  {}", test.knocked_out());
@@ -508,7 +533,11 @@ mod tests {
     use super::*;
 
     fn names(filter: &str) -> Vec<(&'static str, usize, Option<String>)> {
-        let tests = ["pin.refused\t\t", "bounce.torn\tI2\tno_copy"];
+        let tests = [
+            "pin.refused\t\t",
+            "bounce.torn\tI2\tno_copy",
+            "faults.fsync\t\t",
+        ];
         let tests = tests.map(|line| GuestTest::parse(line).unwrap());
         choose(Some(filter), &tests)
             .into_iter()
@@ -527,6 +556,7 @@ mod tests {
             [("ext4-4k", 1, torn.clone()), ("ext4-1k", 1, torn.clone())]
         );
         assert_eq!(names("4k/torn"), [("ext4-4k", 1, torn)]);
+        assert_eq!(names("fsync"), [(FAULTS, 1, Some("fsync".to_string()))]);
         assert_eq!(
             names("gup_longterm"),
             [("kselftests", 1, None), ("off", 1, None)]
