@@ -28,7 +28,10 @@
 use crate::entry::Entry;
 use kernel::{
     alloc::{
-        flags::__GFP_ZERO,
+        flags::{
+            __GFP_NOWARN,
+            __GFP_ZERO, //
+        },
         AllocError, //
     },
     bindings,
@@ -81,7 +84,10 @@ pub(crate) struct KernelMemory;
 
 impl TableSource for KernelMemory {
     fn zeroed<T>(&self) -> Result<*mut T, AllocError> {
-        Ok(KVBox::into_raw(KVBox::<T>::new_uninit(GFP_KERNEL | __GFP_ZERO)?).cast())
+        // The pin fails with ENOMEM, and whoever asked for it is told.
+        let flags = GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN;
+
+        Ok(KVBox::into_raw(KVBox::<T>::new_uninit(flags)?).cast())
     }
 
     unsafe fn discard<T>(&self, table: *mut T) {
