@@ -71,6 +71,10 @@ mod switches {
         no_admission: c"no_admission" => NO_ADMISSION;
         /// Let filesystems skip dirty blocks without a place on disk.
         no_hole_alloc: c"no_hole_alloc" => NO_HOLE_ALLOC;
+        /// Let filesystems drop what they find no blocks for.
+        no_keep_unmapped: c"no_keep_unmapped" => NO_KEEP_UNMAPPED;
+        /// Let blocks pass for written although their extent could not be converted.
+        no_unwritten_again: c"no_unwritten_again" => NO_UNWRITTEN_AGAIN;
         /// Let bytes past the end of the file through to the disk.
         no_eof_zero: c"no_eof_zero" => NO_EOF_ZERO;
         /// Write pinned folios without moving the inode's times.

@@ -121,6 +121,20 @@ pub(crate) extern "C" fn pinwb_knockout_hole_alloc() -> bool {
     crate::debug::no_hole_alloc()
 }
 
+/// See `pinwb_knockout_keep_unmapped()`.
+#[cfg(CONFIG_PINWB_DEBUG)]
+#[export]
+pub(crate) extern "C" fn pinwb_knockout_keep_unmapped() -> bool {
+    crate::debug::no_keep_unmapped()
+}
+
+/// See `pinwb_knockout_unwritten()`.
+#[cfg(CONFIG_PINWB_DEBUG)]
+#[export]
+pub(crate) extern "C" fn pinwb_knockout_unwritten() -> bool {
+    crate::debug::no_unwritten_again()
+}
+
 /// See `pinwb_knockout_touch()`.
 #[cfg(CONFIG_PINWB_DEBUG)]
 #[export]

@@ -26,16 +26,29 @@
 
 /*
  * Knock-outs: tests leave out the allocation of blocks that no ->page_mkwrite()
- * announced; the move of the inode's times; the difference between files that
- * were pinned and those that never were.
+ * announced; that data stays when no blocks can be had, or when their extent
+ * stays unwritten; the move of the inode's times; the difference between files
+ * that were pinned and those that never were.
  */
 #ifdef CONFIG_PINWB_DEBUG
 bool pinwb_knockout_hole_alloc(void);
+bool pinwb_knockout_keep_unmapped(void);
+bool pinwb_knockout_unwritten(void);
 bool pinwb_knockout_touch(void);
 bool pinwb_knockout_sticky(void);
 bool pinwb_guess_pinned(const struct folio *folio);
 #else
 static inline bool pinwb_knockout_hole_alloc(void)
+{
+	return false;
+}
+
+static inline bool pinwb_knockout_keep_unmapped(void)
+{
+	return false;
+}
+
+static inline bool pinwb_knockout_unwritten(void)
 {
 	return false;
 }
