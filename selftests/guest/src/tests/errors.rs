@@ -40,7 +40,8 @@ pub const TESTS: &[Test] = &[
         eio_in_writeback(c, true)
     })
     .on(Layer::Failing)
-    .proves(&[I1, I4, I6]),
+    .proves(&[I1, I4, I6])
+    .without("no_unwritten_again"),
     Test::new("errors.eio_of_journal", |c| {
         journal_abort(c, false, journal)
     })
@@ -62,7 +63,8 @@ pub const TESTS: &[Test] = &[
     Test::new("errors.eio_of_block_map", eio_of_block_map)
         .on(Layer::Failing)
         .only("ext4", "", "")
-        .proves(&[I1, I4, I6]),
+        .proves(&[I1, I4, I6])
+        .without("no_keep_unmapped"),
     Test::new("errors.holes_in_pinned_folio", holes_in_pinned_folio)
         .proves(&[I4, I6])
         .without("no_hole_alloc"),
