@@ -158,13 +158,19 @@ impl Context {
         range: Range<u64>,
         stamp: Stamp,
     ) -> Result<()> {
-        let image = self.work.join("power-cut.img");
-        self.raw()?.copy_sparse(self.size, &image)?;
-        let compared = self.with_image(&image, |root| {
-            File::open(root.join(name))
+        self.after_power_cut(|directory| {
+            File::open(directory.join(name))
                 .with_context(|| format!("{name} is gone after a power cut"))
                 .and_then(|file| expect_contents(&file, range, stamp).context("after a power cut"))
-        });
+        })
+    }
+
+    /// Images the disk as a power cut would leave it, mounts the image, with journal recovery, and has it
+    /// looked at in that directory. The image is then checked.
+    pub fn after_power_cut(&self, look: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let image = self.work.join("power-cut.img");
+        self.raw()?.copy_sparse(self.size, &image)?;
+        let compared = self.with_image(&image, look);
         let _ = fs::remove_file(&image);
         compared
     }
@@ -215,6 +221,14 @@ impl Context {
     pub fn remount(&self) -> Result<()> {
         filesystem::unmount(&self.root())?;
         self.mount()
+    }
+
+    /// As [`Context::remount`], and checks the filesystem in between.
+    pub fn remount_checked(&self) -> Result<()> {
+        filesystem::unmount(&self.root())?;
+        let checked = filesystem::run(&mut self.kind.check(&self.device));
+        self.mount()?;
+        checked.map(|_| ())
     }
 
     /// Mounts the filesystem that a test has unmounted.

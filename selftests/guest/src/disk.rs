@@ -57,8 +57,9 @@ impl RawDisk {
         range: Range<u64>,
         mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
-        let buffer = Mapping::anonymous(CHUNK + PAGE)?;
-        let mut copy = vec![0; CHUNK];
+        let most = CHUNK.min((range.end - range.start) as usize);
+        let buffer = Mapping::anonymous(most.next_multiple_of(PAGE) + PAGE)?;
+        let mut copy = vec![0; most];
         let mut position = range.start;
         while position < range.end {
             let start = position / PAGE as u64 * PAGE as u64;

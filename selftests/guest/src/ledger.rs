@@ -51,13 +51,15 @@ pub struct Folio {
     pub place: Option<(u64, u64, u64)>,
     /// Pages in the folio.
     pub pages: u64,
+    /// Page frame number of the first one.
+    pub frame: u64,
     /// Writable long-term pins.
     pub count: u64,
 }
 
 fn parse_folio(line: &str) -> Option<Folio> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let [device, inode, index, pages, _pfn, count] = fields[..] else {
+    let [device, inode, index, pages, frame, count] = fields[..] else {
         return None;
     };
     let place = match (device.split_once(':'), inode.parse(), index.parse()) {
@@ -71,6 +73,7 @@ fn parse_folio(line: &str) -> Option<Folio> {
     Some(Folio {
         place,
         pages: pages.parse().ok()?,
+        frame: frame.parse().ok()?,
         count: count.parse().ok()?,
     })
 }
@@ -178,6 +181,7 @@ mod tests {
             Some(Folio {
                 place,
                 pages: 512,
+                frame: 81920,
                 count: 3
             })
         );
@@ -186,6 +190,7 @@ mod tests {
             Some(Folio {
                 place: None,
                 pages: 1,
+                frame: 81920,
                 count: 1
             })
         );

@@ -23,6 +23,7 @@ mod numa;
 mod options;
 mod pagemap;
 mod stamp;
+mod stress;
 mod tap;
 mod tests;
 mod uring;
@@ -34,6 +35,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
+use crate::layer::Layer;
+use crate::mounted::on_new_filesystem;
 use crate::options::Options;
 
 /// Tests of pinned writeback, for the inside of a guest
@@ -68,6 +71,13 @@ enum Command {
     Crash {
         #[command(flatten)]
         crash: crash::Arguments,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Random histories of pinned files against a model
+    Stress {
+        #[command(flatten)]
+        stress: stress::Arguments,
         #[command(flatten)]
         options: Options,
     },
@@ -121,6 +131,14 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo { json, options } => demo::run(json, &options)?,
         Command::Crash { crash, options } => {
             if !crash::run_command(&crash, &options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Stress { stress, options } => {
+            let well = on_new_filesystem(&options, Layer::Disk, ["", ""], |context| {
+                stress::command(context, &stress)
+            })?;
+            if !well {
                 return Ok(ExitCode::FAILURE);
             }
         }

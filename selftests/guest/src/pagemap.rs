@@ -15,6 +15,9 @@ pub const DIRTY: u64 = 1 << 4;
 /// The page is being written.
 pub const WRITEBACK: u64 = 1 << 8;
 
+/// The page is the head of a large folio, or another page of one.
+pub const COMPOUND: u64 = 1 << 15 | 1 << 16;
+
 /// Reads page flags through one mapping.
 pub struct PageFlags {
     pagemap: File,
@@ -39,18 +42,31 @@ impl PageFlags {
         Ok(u64::from_ne_bytes(word))
     }
 
-    /// The flags of each page in `range`, given in bytes of the mapping. All must be mapped.
-    pub fn of(&self, map: &Mapping, range: Range<usize>) -> Result<Vec<u64>> {
-        let mut flags = Vec::new();
+    /// The page frame numbers of `range`, given in bytes of the mapping. All must be mapped.
+    pub fn frames(&self, map: &Mapping, range: Range<usize>) -> Result<Vec<u64>> {
+        let mut frames = Vec::new();
         for offset in range.step_by(PAGE) {
             let address = (map.address() + offset) as u64;
             let entry = Self::number(&self.pagemap, address / PAGE as u64)?;
             if entry >> 63 == 0 {
                 bail!("the page at byte {offset} is not mapped");
             }
-            flags.push(Self::number(&self.flags, entry & ((1 << 55) - 1))?);
+            frames.push(entry & ((1 << 55) - 1));
         }
-        Ok(flags)
+        Ok(frames)
+    }
+
+    /// The flags of one page frame.
+    pub fn of_frame(&self, frame: u64) -> Result<u64> {
+        Self::number(&self.flags, frame)
+    }
+
+    /// The flags of each page in `range`, given in bytes of the mapping. All must be mapped.
+    pub fn of(&self, map: &Mapping, range: Range<usize>) -> Result<Vec<u64>> {
+        self.frames(map, range)?
+            .into_iter()
+            .map(|frame| self.of_frame(frame))
+            .collect()
     }
 
     /// How many pages of `range` have the flag.

@@ -118,6 +118,85 @@ impl Uring {
     }
 }
 
+/// A ring with room for several registered buffers, which come and go.
+pub struct BufferTable {
+    ring: IoUring,
+}
+
+impl BufferTable {
+    /// A ring with `slots` places for buffers.
+    pub fn new(slots: u32) -> Result<Self> {
+        let ring = IoUring::new(DEPTH).context("cannot set up an io_uring")?;
+        ring.submitter()
+            .register_buffers_sparse(slots)
+            .context("cannot register a table of buffers")?;
+        Ok(Self { ring })
+    }
+
+    fn set(&self, slot: u32, address: usize, len: usize) -> io::Result<()> {
+        let buffer = libc::iovec {
+            iov_base: address as *mut libc::c_void,
+            iov_len: len,
+        };
+        // SAFETY: the caller says that the range is mapped. The pins outlive the mapping if need be, and
+        // what the ring writes is never borrowed.
+        unsafe {
+            self.ring
+                .submitter()
+                .register_buffers_update(slot, &[buffer], None)
+        }
+    }
+
+    /// Registers `range` of `map` for writing, in an empty slot.
+    pub fn pin(&self, slot: u32, map: &Mapping, range: Range<u64>) -> io::Result<()> {
+        assert!(range.end <= map.len() as u64);
+        let address = map.address() + range.start as usize;
+        self.set(slot, address, (range.end - range.start) as usize)
+    }
+
+    /// Empties a slot.
+    pub fn unpin(&self, slot: u32) -> io::Result<()> {
+        self.set(slot, 0, 0)
+    }
+
+    /// Writes `len` bytes of `source` through a slot, to what was pinned at `address`.
+    pub fn write(
+        &mut self,
+        slot: u32,
+        address: usize,
+        len: u32,
+        source: &File,
+        from: u64,
+    ) -> Result<()> {
+        let read = opcode::ReadFixed::new(
+            types::Fd(source.as_raw_fd()),
+            address as *mut u8,
+            len,
+            slot as u16,
+        )
+        .offset(from)
+        .build();
+        // SAFETY: the kernel writes to what it pinned, and to nothing if the slot is empty; `source` stays
+        // open until the read is complete, which is waited for here.
+        unsafe { self.ring.submission().push(&read) }.context("submission queue full")?;
+        self.ring.submit_and_wait(1)?;
+        match self.ring.completion().next().map(|entry| entry.result()) {
+            Some(error) if error < 0 => {
+                Err(io::Error::from_raw_os_error(-error)).context("READ_FIXED")
+            }
+            Some(done) if done as u32 == len => Ok(()),
+            done => bail!("READ_FIXED: {done:?} bytes of {len}"),
+        }
+    }
+}
+
+impl Drop for BufferTable {
+    fn drop(&mut self) {
+        // Closing the ring alone releases the pins from a work queue, some time later.
+        let _ = self.ring.submitter().unregister_buffers();
+    }
+}
+
 impl Dma for Uring {
     fn write(&mut self, stamp: Stamp, range: Range<u64>) -> Result<()> {
         let bytes = stamp.bytes(range.start, (range.end - range.start) as usize);

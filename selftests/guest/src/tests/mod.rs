@@ -16,6 +16,7 @@ mod quota;
 mod refuse;
 mod selfcheck;
 mod stories;
+mod stress;
 mod tools;
 mod transient;
 
@@ -39,6 +40,7 @@ const THEMES: &[&[Test]] = &[
     crash::TESTS,
     quota::TESTS,
     faults::TESTS,
+    stress::TESTS,
 ];
 
 /// Every test.
