@@ -29,7 +29,7 @@ help: ## this list
 	@echo
 	@echo '  KSRC=dir|tarball    another 7.2.y kernel than the distribution'\''s package'
 	@echo '  PINWB_CACHE=dir     where trees, builds and downloads go (now $(PINWB_CACHE))'
-	@echo '  ARGS=...            more arguments for the harness (check, demo, crash, vm, bench-pin)'
+	@echo '  ARGS=...            more arguments for the harness (check, demo, crash, stress, vm, bench-pin)'
 
 deps: ## install what is needed (as root), or print how
 	@scripts/deps
@@ -99,6 +99,14 @@ crash: kernel ## cut the power at many points: FS=ext4 MINUTES=10 SEED=
 
 vm: kernel ## a shell in the guest
 	@$(harness) vm --kernel '$(PINWB_KERNEL)' $(ARGS)
+
+stress: kernel ## random histories: FS= MKFS_OPTS= MOUNT_OPTS= MINUTES= OPS= SEED= KNOCK_OUT= REPLAY=file
+	@$(harness) stress --kernel '$(PINWB_KERNEL)' $(if $(FS),--fs '$(FS)') \
+		$(if $(MKFS_OPTS),--mkfs-opts '$(MKFS_OPTS)') \
+		$(if $(MOUNT_OPTS),--mount-opts '$(MOUNT_OPTS)') \
+		$(if $(MINUTES),--minutes '$(MINUTES)') $(if $(OPS),--ops '$(OPS)') \
+		$(if $(SEED),--seed '$(SEED)') $(if $(KNOCK_OUT),--knock-out '$(KNOCK_OUT)') \
+		$(if $(REPLAY),--replay '$(REPLAY)') $(ARGS)
 
 bench-pin: uml uml-nopinwb kernel kernel-nopinwb ## cost of pins, with and without the subsystem
 	@$(harness) bench-pin $(ARGS)

@@ -21,5 +21,6 @@ pub mod report;
 pub mod rootfs;
 pub mod samples;
 pub mod scan;
+pub mod stress;
 pub mod tap;
 pub mod uml;

@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use pinwb_harness::job::{Job, Mount};
 use pinwb_harness::qemu::{self, Config, Stream};
-use pinwb_harness::{bench, cache, check, crash, demo, kselftests, rootfs};
+use pinwb_harness::{bench, cache, check, crash, demo, kselftests, rootfs, stress};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -100,6 +100,38 @@ enum Verb {
     Demo {
         #[command(flatten)]
         guest: Guest,
+    },
+    /// Random histories of pinned files, checked against a model and the raw disk
+    Stress {
+        #[command(flatten)]
+        guest: Guest,
+        /// Filesystem
+        #[arg(long, default_value = "ext4")]
+        fs: String,
+        /// Options of mkfs
+        #[arg(long, default_value = "", allow_hyphen_values = true)]
+        mkfs_opts: String,
+        /// Mount options
+        #[arg(long, default_value = "")]
+        mount_opts: String,
+        /// Run at least so many minutes
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+        /// Run at least so many operations
+        #[arg(long, default_value_t = 1_000_000)]
+        ops: u64,
+        /// Where randomness starts; by default the clock says
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Leave out one safety step of the kernel
+        #[arg(long, value_name = "NAME")]
+        knock_out: Option<String>,
+        /// Do this history again instead
+        #[arg(long, value_name = "FILE")]
+        replay: Option<PathBuf>,
+        /// More for `pinwb-test stress`
+        #[arg(last = true)]
+        more: Vec<String>,
     },
     /// Cut the power at many points of workloads that are logged
     Crash {
@@ -200,6 +232,31 @@ fn run(verb: Verb) -> Result<u8> {
         }
         Verb::Vm { guest } => vm(&guest),
         Verb::Demo { guest } => demo::demo(&guest.config()),
+        Verb::Stress {
+            guest,
+            fs,
+            mkfs_opts,
+            mount_opts,
+            minutes,
+            ops,
+            seed,
+            knock_out,
+            replay,
+            more,
+        } => {
+            let options = stress::Options {
+                fs,
+                mkfs_opts,
+                mount_opts,
+                minutes,
+                ops,
+                seed,
+                knock_out,
+                replay,
+                more,
+            };
+            stress::stress(&guest.config(), &options)
+        }
         Verb::Crash {
             guest,
             fs,
