@@ -60,6 +60,21 @@ impl Kmsg {
     }
 }
 
+/// Lets the harness pass over messages that a test provokes, until dropped.
+pub struct Permit(());
+
+/// `pattern` is a regular expression for lines of the log.
+pub fn permit(pattern: &str) -> Permit {
+    let _ = std::fs::write("/dev/kmsg", format!("pinwb-expect: {pattern}"));
+    Permit(())
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let _ = std::fs::write("/dev/kmsg", "pinwb-expect-end");
+    }
+}
+
 const SPLATS: &[&str] = &[
     "BUG: ",
     "WARNING: ",

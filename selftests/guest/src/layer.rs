@@ -2,14 +2,17 @@
 
 //! The block devices that the filesystem under test lies on.
 
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
 use crate::disk::{self, RawDisk};
 use crate::fs::run;
+use crate::tap::skip;
 
 /// What a test needs below its filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,13 @@ pub enum Layer {
     /// dm-integrity on the test disk: it hashes a write's pages beside the disk's reading of them, so
     /// that a page that changes meanwhile fails its checksum when it is read back.
     Integrity,
+    /// RAID 5 over ram disks, whose parity is computed from the very pages that are written. See
+    /// [`parity_mismatches`].
+    Raid5,
+    /// A SCSI disk with T10 protection information: the guard tags are computed from a write's pages
+    /// before the disk takes and verifies them. Needs `scsi_debug.dif=1 scsi_debug.dix=1` on the command
+    /// line.
+    Protection,
     /// The test disk behind a device that can be stopped: writeback stays in flight for as long as
     /// something is done meanwhile. See [`Hold`].
     Held,
@@ -82,6 +92,8 @@ impl Layer {
                 })
             }
             Layer::Integrity => integrity(pair(disk, view)?.0),
+            Layer::Raid5 => raid5(),
+            Layer::Protection => protection(),
             Layer::Held => {
                 let (disk, view) = pair(disk, view)?;
                 let size = size.min(disk::device_size(disk)?);
@@ -164,6 +176,109 @@ fn integrity(disk: &Path) -> Result<Device> {
         path,
         size,
         teardown: Some(teardown),
+    })
+}
+
+const RAID: &str = "md_pinwb";
+const RAID_PIECES: usize = 3;
+const RAID_PIECE_SIZE: u64 = 16 * MIB;
+
+fn raid_attribute(name: &str) -> PathBuf {
+    Path::new("/sys/block").join(RAID).join("md").join(name)
+}
+
+fn set(path: &Path, value: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("cannot write {value} to {}", path.display()))
+}
+
+fn remove_raid() {
+    let _ = fs::write(raid_attribute("array_state"), "clear");
+}
+
+/// Assembles the array by its sysfs files, without any metadata on its pieces.
+fn raid5() -> Result<Device> {
+    remove_raid();
+    let end = Instant::now() + Duration::from_secs(5);
+    while raid_attribute("array_state").exists() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let parameters = Path::new("/sys/module/md_mod/parameters");
+    if !parameters.exists() {
+        return skip("no CONFIG_BLK_DEV_MD");
+    }
+    set(&parameters.join("new_array"), RAID)?;
+    let teardown = Teardown(remove_raid);
+    let kib = (RAID_PIECE_SIZE >> 10).to_string();
+    for (name, value) in [
+        ("metadata_version", "none"),
+        ("level", "raid5"),
+        ("raid_disks", &RAID_PIECES.to_string()),
+        ("chunk_size", "65536"),
+        // Left-symmetric.
+        ("layout", "2"),
+    ] {
+        set(&raid_attribute(name), value)?;
+    }
+    for slot in 0..RAID_PIECES {
+        // The first ram disk is left to others.
+        let name = format!("ram{}", slot + 1);
+        disk::zero(&Path::new("/dev").join(&name), RAID_PIECE_SIZE)?;
+        let number = fs::read_to_string(Path::new("/sys/block").join(&name).join("dev"))?;
+        set(&raid_attribute("new_dev"), number.trim())?;
+        let piece = raid_attribute(&format!("dev-{name}"));
+        set(&piece.join("slot"), &slot.to_string())?;
+        set(&piece.join("size"), &kib)?;
+    }
+    set(&raid_attribute("component_size"), &kib)?;
+    // Zeroes have the parity that they should.
+    set(&raid_attribute("resync_start"), "none")?;
+    set(&raid_attribute("array_state"), "active")?;
+    // By default, parity is computed from a copy that the array makes, which hides what a device does.
+    set(&raid_attribute("skip_copy"), "1")?;
+    set(&raid_attribute("sync_speed_min"), "1000000")?;
+    let path = Path::new("/dev").join(RAID);
+    Ok(Device {
+        raw: path.clone(),
+        size: RAID_PIECE_SIZE * (RAID_PIECES as u64 - 1),
+        path,
+        teardown: Some(teardown),
+    })
+}
+
+/// Reads all of the array of [`Layer::Raid5`]; counts the sectors whose parity is wrong.
+pub fn parity_mismatches() -> Result<u64> {
+    set(&raid_attribute("sync_action"), "check")?;
+    let end = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(raid_attribute("sync_action"))?.trim() != "idle" {
+        if Instant::now() >= end {
+            bail!("the check of the array does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let count = fs::read_to_string(raid_attribute("mismatch_cnt"))?;
+    count.trim().parse().context("mismatch_cnt")
+}
+
+fn protection() -> Result<Device> {
+    let mut disks = fs::read_dir("/sys/block")?.flatten().map(|e| e.path());
+    let is_protected = |disk: &PathBuf| {
+        let read = |name: &str| fs::read_to_string(disk.join(name)).unwrap_or_default();
+        read("device/model").contains("scsi_debug") && read("integrity/format").contains("T10-DIF")
+    };
+    let Some(name) = disks
+        .find(is_protected)
+        .and_then(|d| Some(d.file_name()?.to_owned()))
+    else {
+        return skip("no disk with protection information: scsi_debug.dif=1 scsi_debug.dix=1");
+    };
+    let path = Path::new("/dev").join(name);
+    let size = disk::device_size(&path)? / MIB * MIB;
+    disk::zero(&path, size)?;
+    Ok(Device {
+        raw: path.clone(),
+        size,
+        path,
+        teardown: None,
     })
 }
 

@@ -151,6 +151,12 @@ impl Drop for Switch {
     }
 }
 
+/// True if the test runs without that step.
+pub fn is_knocked_out(name: &str) -> bool {
+    let path = Path::new(ROOT).join("knockout").join(name);
+    fs::read_to_string(path).is_ok_and(|value| value.trim() != "0")
+}
+
 /// Sets everything back, in case a test was killed while a switch was on.
 pub fn reset_switches() {
     for (directory, off) in [("knockout", "0"), ("delay", "0")] {

@@ -10,6 +10,8 @@ use anyhow::{bail, Result};
 
 use crate::map::{Mapping, PAGE};
 
+/// The page's folio is locked.
+pub const LOCKED: u64 = 1 << 0;
 /// The page has data that is not on the disk.
 pub const DIRTY: u64 = 1 << 4;
 /// The page is being written.

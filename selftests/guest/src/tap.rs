@@ -220,8 +220,6 @@ impl<'a> Runner<'a> {
         fs::create_dir_all(&work)?;
         filesystem::mount(Path::new("tmpfs"), &work, "tmpfs", "")?;
         fs::create_dir_all(work.join("mnt"))?;
-        // No periodic writeback: what is on the disk was put there by the call under test.
-        let _ = fs::write("/proc/sys/vm/dirty_writeback_centisecs", "0");
         Ok(Self {
             options,
             kind,
@@ -254,6 +252,8 @@ impl<'a> Runner<'a> {
 
     fn run(&self, test: &Test) -> Verdict {
         let mut kmsg = Kmsg::follow();
+        // No periodic writeback: what is on the disk was put there by the call under test.
+        let _ = fs::write("/proc/sys/vm/dirty_writeback_centisecs", "0");
         let result = self.run_on_device(test);
         ledger::reset_switches();
         let verdict = match result {

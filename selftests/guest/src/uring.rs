@@ -38,6 +38,27 @@ pub fn memory_file(name: &std::ffi::CStr) -> io::Result<File> {
     }
 }
 
+/// fsync(2) or fdatasync(2) by a ring.
+pub fn fsync(file: &File, data_only: bool) -> io::Result<()> {
+    let mut ring = IoUring::new(1)?;
+    let flags = match data_only {
+        true => types::FsyncFlags::DATASYNC,
+        false => types::FsyncFlags::empty(),
+    };
+    let sync = opcode::Fsync::new(types::Fd(file.as_raw_fd()))
+        .flags(flags)
+        .build();
+    // SAFETY: the request has no buffers, and `file` stays open until it is complete.
+    unsafe { ring.submission().push(&sync) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    let result = ring.completion().next().map(|entry| entry.result());
+    match result {
+        Some(error) if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+        Some(_) => Ok(()),
+        None => Err(io::Error::other("no completion")),
+    }
+}
+
 impl Uring {
     /// Registers `range` of `map` as buffer 0 of a new ring.
     pub fn register(map: &Mapping, range: Range<u64>) -> Result<Self> {

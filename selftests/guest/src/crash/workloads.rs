@@ -90,7 +90,7 @@ fn sync(recorder: &Recorder, random: &mut Random, target: &Target<'_>, all: &[Id
     let one = [target.id];
     let covered = match flush {
         Flush::Sync | Flush::Syncfs => all,
-        Flush::Fsync | Flush::Fdatasync | Flush::Msync => &one,
+        _ => &one,
     };
     recorder.sync(&format!("{flush:?}"), covered, || {
         flush.call(&target.file, &target.map)

@@ -15,13 +15,16 @@ use crate::context::Context;
 use crate::device::{Dma, Kind};
 use crate::map::Mapping;
 use crate::stamp::Stamp;
+use crate::tap::Invariant::{I4, I6};
 use crate::tap::Test;
 
 pub const TESTS: &[Test] = &[
-    Test::new("mtime.moves", mtime_moves),
-    Test::new("eof.zeroed_on_disk", eof_zeroed_on_disk),
+    Test::new("mtime.moves", mtime_moves).without("no_touch"),
+    Test::new("eof.zeroed_on_disk", eof_zeroed_on_disk).without("no_eof_zero"),
     Test::new("eof.tail_not_exposed", eof_tail_not_exposed),
-    Test::new("eof.extended", eof_extended),
+    Test::new("eof.extended", eof_extended)
+        .proves(&[I4, I6])
+        .without("no_keep_dirty"),
 ];
 
 fn times(file: &File) -> Result<((i64, i64), (i64, i64))> {

@@ -2,18 +2,22 @@
 
 //! Steps that many tests share.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
 use crate::context::Context;
 use crate::device::{errno, Dma, Kind};
+use crate::fs::run;
 use crate::map::Mapping;
 use crate::stamp::Stamp;
+use crate::uring;
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
@@ -26,15 +30,43 @@ pub enum Flush {
     Msync,
     Syncfs,
     Sync,
+    /// fsync(2) that finds writeback under way.
+    FsyncOfStarted,
+    /// sync_file_range(2) that writes and waits, which is enough for blocks that exist.
+    FileRange,
+    RingFsync,
+    RingDatasync,
+    /// fsync(2) of the same file, opened anew.
+    OtherDescriptor,
+    /// fsync(2) of another name of the file.
+    OtherName,
+    OtherProcess,
 }
 
 impl Flush {
+    /// Those that take a path of their own into the kernel.
     pub const ALL: [Flush; 5] = [
         Flush::Fsync,
         Flush::Msync,
         Flush::Syncfs,
         Flush::Sync,
         Flush::Fdatasync,
+    ];
+
+    /// All there are.
+    pub const EVERY: [Flush; 12] = [
+        Flush::Fsync,
+        Flush::FileRange,
+        Flush::FsyncOfStarted,
+        Flush::Msync,
+        Flush::RingFsync,
+        Flush::Syncfs,
+        Flush::OtherDescriptor,
+        Flush::Fdatasync,
+        Flush::RingDatasync,
+        Flush::OtherName,
+        Flush::Sync,
+        Flush::OtherProcess,
     ];
 
     pub fn call(self, file: &File, map: &Mapping) -> Result<()> {
@@ -52,8 +84,68 @@ impl Flush {
                 unsafe { libc::sync() };
                 Ok(())
             }
+            Flush::FsyncOfStarted => {
+                file_range(file, libc::SYNC_FILE_RANGE_WRITE).and_then(|()| file.sync_all())
+            }
+            Flush::FileRange => file_range(
+                file,
+                libc::SYNC_FILE_RANGE_WAIT_BEFORE
+                    | libc::SYNC_FILE_RANGE_WRITE
+                    | libc::SYNC_FILE_RANGE_WAIT_AFTER,
+            ),
+            Flush::RingFsync => uring::fsync(file, false),
+            Flush::RingDatasync => uring::fsync(file, true),
+            Flush::OtherDescriptor => File::open(magic_link(file)).and_then(|file| file.sync_all()),
+            Flush::OtherName => sync_other_name(file),
+            Flush::OtherProcess => {
+                run(Command::new("sync").arg(fs::read_link(magic_link(file))?))?;
+                Ok(())
+            }
         }
         .with_context(|| format!("{self:?} failed"))
+    }
+}
+
+fn magic_link(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// sync_file_range(2) of the whole file.
+pub fn file_range(file: &File, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the descriptor is open.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn sync_other_name(file: &File) -> io::Result<()> {
+    let name = fs::read_link(magic_link(file))?;
+    let other = name.with_extension("link");
+    fs::hard_link(&name, &other)?;
+    let synced = File::open(&other).and_then(|file| file.sync_all());
+    fs::remove_file(&other)?;
+    synced
+}
+
+/// A value under /proc/sys that goes back to what it was when dropped.
+pub struct Sysctl {
+    path: PathBuf,
+    before: String,
+}
+
+impl Sysctl {
+    pub fn set(name: &str, value: &str) -> Result<Self> {
+        let path = Path::new("/proc/sys").join(name);
+        let before = fs::read_to_string(&path)?;
+        fs::write(&path, value).with_context(|| format!("cannot set {name}"))?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Sysctl {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.path, &self.before);
     }
 }
 
@@ -128,13 +220,7 @@ pub fn fallocate(file: &File, mode: i32, range: Range<u64>) -> io::Result<()> {
 
 /// Starts writing dirty pages back and doesn't wait.
 pub fn start_writeback(file: &File) -> Result<()> {
-    // SAFETY: the descriptor is open.
-    let done =
-        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
-    match done {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()).context("sync_file_range"),
-    }
+    file_range(file, libc::SYNC_FILE_RANGE_WRITE).context("sync_file_range")
 }
 
 /// Fails unless the kernel refuses the pin with EFAULT.

@@ -13,7 +13,7 @@ use crate::context::{expect_contents, Context};
 use crate::device::{write_until, Kind};
 use crate::diag;
 use crate::ledger::Stats;
-use crate::tap::Invariant::{I1, I4};
+use crate::tap::Invariant::{I1, I2, I4};
 use crate::tap::Test;
 
 pub const TESTS: &[Test] = &[
@@ -24,11 +24,15 @@ pub const TESTS: &[Test] = &[
         .timeout(300)
         .proves(&[I1, I4])
         .without("no_keep_dirty"),
-    Test::new("uring.fsync_while_dma", |c| fsync_while_dma(c, Kind::Uring)).proves(&[I4]),
+    Test::new("uring.fsync_while_dma", |c| fsync_while_dma(c, Kind::Uring))
+        .proves(&[I4])
+        .without("no_keep_dirty"),
     Test::new("verbs.fsync_while_dma", |c| fsync_while_dma(c, Kind::Verbs))
         .timeout(300)
         .proves(&[I4]),
-    Test::new("uring.shared_bio", shared_bio),
+    Test::new("uring.shared_bio", shared_bio)
+        .proves(&[I2])
+        .without("no_copy"),
 ];
 
 const LEN: u64 = 8 * MIB;
@@ -62,7 +66,7 @@ fn fsync_while_dma(context: &Context, kind: Kind) -> Result<()> {
     let (map, file) = (&pinned.map, &pinned.file);
     let last = thread::scope(|scope| {
         let writer = scope.spawn(|| write_until(device, &stop, stamp, range));
-        let end = Instant::now() + Duration::from_secs(8);
+        let end = Instant::now() + Duration::from_secs(3);
         let mut result = Ok(());
         while result.is_ok() && Instant::now() < end && !writer.is_finished() {
             result = Flush::ALL[syncs % Flush::ALL.len()].call(file, map);

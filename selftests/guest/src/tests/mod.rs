@@ -9,14 +9,15 @@ mod durable;
 mod errors;
 mod exact;
 mod faults;
-mod knockout;
 mod nowait;
 mod options;
 mod quota;
 mod refuse;
 mod selfcheck;
+mod stable;
 mod stories;
 mod stress;
+mod sync;
 mod tools;
 mod transient;
 
@@ -34,7 +35,8 @@ const THEMES: &[&[Test]] = &[
     refuse::TESTS,
     attributes::TESTS,
     stories::TESTS,
-    knockout::TESTS,
+    sync::TESTS,
+    stable::TESTS,
     options::TESTS,
     errors::TESTS,
     crash::TESTS,
