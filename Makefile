@@ -29,7 +29,7 @@ help: ## this list
 	@echo
 	@echo '  KSRC=dir|tarball    another 7.2.y kernel than the distribution'\''s package'
 	@echo '  PINWB_CACHE=dir     where trees, builds and downloads go (now $(PINWB_CACHE))'
-	@echo '  ARGS=...            more arguments for the harness (check, demo, crash, stress, vm, bench-pin)'
+	@echo '  ARGS=...            more arguments for the harness (check, matrix, demo, crash, stress, vm, bench-pin)'
 
 deps: ## install what is needed (as root), or print how
 	@scripts/deps
@@ -88,6 +88,9 @@ check-debug: kernel-debug kernel-kcsan ## the guest tests on the two debug kerne
 		env -u PINWB_KUNIT_TAP $(harness) check --kernel "$$kernel" --timeout-scale 8 $(ARGS) || \
 			failed="$$failed $$kernel"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+
+matrix: kernel ## the guest tests with every set of filesystem options; hours without KVM
+	@$(harness) check --matrix --kernel '$(PINWB_KERNEL)' $(ARGS)
 
 demo: kernel ## show what pinned writeback does
 	@$(harness) demo --kernel '$(PINWB_KERNEL)' $(ARGS)

@@ -10,8 +10,9 @@
 
 use std::arch::x86_64::_rdtsc;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -44,14 +45,8 @@ pub struct Options {
 
 /// Runs all cases.
 pub fn run(options: &Options) -> Result<()> {
-    mlockall(MlockAllFlags::MCL_CURRENT).context("mlockall")?;
-    clock_counts_instructions()?;
-    file::no_background_writeback()?;
-
     let place = Path::new(PLACE);
-    let ext4 = place.join("ext4");
-    file::mount_ext4(&ext4)?;
-
+    let ext4 = set_up()?;
     writes(&ext4, "write-rewrite", options.writes, |_| 0)?;
     writes(&ext4, "write-append", options.writes, |round| {
         u64::from(round) * gup::PAGE as u64
@@ -59,6 +54,17 @@ pub fn run(options: &Options) -> Result<()> {
     pins(place, &ext4, options)?;
     report_end();
     Ok(())
+}
+
+/// Sees to it that what is counted is the kernel's work for the case; mounts an ext4, whose place it
+/// returns.
+pub fn set_up() -> Result<PathBuf> {
+    mlockall(MlockAllFlags::MCL_CURRENT).context("mlockall")?;
+    clock_counts_instructions()?;
+    file::no_background_writeback()?;
+    let ext4 = Path::new(PLACE).join("ext4");
+    file::mount_ext4(&ext4)?;
+    Ok(ext4)
 }
 
 /// Fails if the clock is none that counts instructions: how many a round of a known loop takes is
@@ -86,14 +92,32 @@ fn now() -> u64 {
 }
 
 /// One buffered write of a page and an fsync, at the offset that each round asks for.
-fn writes(dir: &Path, case: &str, rounds: u32, offset: impl Fn(u32) -> u64) -> Result<()> {
+pub fn writes(dir: &Path, case: &str, rounds: u32, offset: impl Fn(u32) -> u64) -> Result<()> {
+    measure_writes(dir, case, rounds, |file, page, round| {
+        file.write_all_at(page, offset(round))
+    })
+}
+
+/// The same pages of a file in each round, by a write(2) each, and one fsync.
+pub fn rewrite_many(dir: &Path, case: &str, rounds: u32, pages: u64) -> Result<()> {
+    measure_writes(dir, case, rounds, |file, page, _| {
+        (0..pages).try_for_each(|index| file.write_all_at(page, index * gup::PAGE as u64))
+    })
+}
+
+fn measure_writes(
+    dir: &Path,
+    case: &str,
+    rounds: u32,
+    write: impl Fn(&File, &[u8], u32) -> io::Result<()>,
+) -> Result<()> {
     let file = File::create(dir.join(case)).with_context(|| format!("create {case}"))?;
     let page = [0x5a; gup::PAGE];
     let mut counts = Vec::new();
     for round in 0..WARM_UP + rounds {
         thread::sleep(PAUSE);
         let start = now();
-        file.write_all_at(&page, offset(round))?;
+        write(&file, &page, round)?;
         file.sync_all()?;
         let count = now() - start;
         if round >= WARM_UP {
@@ -104,8 +128,8 @@ fn writes(dir: &Path, case: &str, rounds: u32, offset: impl Fn(u32) -> u64) -> R
     Ok(())
 }
 
-fn pins(place: &Path, ext4: &Path, options: &Options) -> Result<()> {
-    let len = options.mebibytes << 20;
+/// All ways to pin anonymous memory.
+pub fn anonymous(len: usize, repeats: u32) -> Result<()> {
     let anonymous = Area::anonymous(len)?;
     for (case, call) in [
         ("get_user_pages", Call::Get),
@@ -115,12 +139,16 @@ fn pins(place: &Path, ext4: &Path, options: &Options) -> Result<()> {
         ("longterm-anon", Call::PinLongterm),
     ] {
         anonymous
-            .measure(call, true, options.repeats)
+            .measure(call, true, repeats)
             .and_then(|series| series.report(case))
             .context(case)?;
     }
-    drop(anonymous);
+    Ok(())
+}
 
+fn pins(place: &Path, ext4: &Path, options: &Options) -> Result<()> {
+    let len = options.mebibytes << 20;
+    anonymous(len, options.repeats)?;
     for (size, chunk, huge) in [("4k", gup::PAGE, "never"), ("2m", HUGE_PAGE, "always")] {
         let shmem = place.join(format!("shmem-{size}"));
         file::mount_virtual("tmpfs", &shmem, &format!("huge={huge},size=50%"))?;

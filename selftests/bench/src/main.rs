@@ -10,6 +10,7 @@ mod file;
 mod gup;
 mod instructions;
 mod uml;
+mod unused;
 
 use std::process::ExitCode;
 
@@ -30,12 +31,15 @@ enum Command {
     Uml(uml::Options),
     /// In a guest whose time stamp counter counts instructions
     Instructions(instructions::Options),
+    /// In such a guest, what files pay that were never pinned
+    Unused(unused::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Uml(options) => uml::run(&options),
         Command::Instructions(options) => instructions::run(&options),
+        Command::Unused(options) => unused::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use crate::disk::RawDisk;
+
 /// What differs from one filesystem to the next.
 pub trait FsKind: Sync {
     /// The name that mount(2) knows.
@@ -21,6 +23,9 @@ pub trait FsKind: Sync {
     fn check(&self, device: &Path) -> Command;
     /// Mount options that every test has.
     fn mount_options(&self) -> &'static str;
+    /// True if all that a mount needs after a power cut is the mount itself: without a journal there is
+    /// work for fsck.
+    fn recovers(&self, disk: &RawDisk) -> Result<bool>;
     /// True if FIEMAP gives byte offsets of the one device.
     fn extents_are_device_offsets(&self) -> bool;
     /// True if, mounted like this, a file may have stale blocks after a power cut where it was not synced.
@@ -57,6 +62,12 @@ impl FsKind for Ext4 {
 
     fn mount_options(&self) -> &'static str {
         "noinit_itable"
+    }
+
+    fn recovers(&self, disk: &RawDisk) -> Result<bool> {
+        // s_feature_compat of the superblock; EXT4_FEATURE_COMPAT_HAS_JOURNAL
+        let features = disk.read(1024 + 0x5c..1024 + 0x60)?;
+        Ok(features[0] & 0x4 != 0)
     }
 
     fn extents_are_device_offsets(&self) -> bool {

@@ -181,7 +181,7 @@ fn integrity(disk: &Path) -> Result<Device> {
 
 const RAID: &str = "md_pinwb";
 const RAID_PIECES: usize = 3;
-const RAID_PIECE_SIZE: u64 = 16 * MIB;
+const RAID_PIECE_SIZE: u64 = 12 * MIB;
 
 fn raid_attribute(name: &str) -> PathBuf {
     Path::new("/sys/block").join(RAID).join("md").join(name)
@@ -197,15 +197,15 @@ fn remove_raid() {
 
 /// Assembles the array by its sysfs files, without any metadata on its pieces.
 fn raid5() -> Result<Device> {
-    remove_raid();
-    let end = Instant::now() + Duration::from_secs(5);
-    while raid_attribute("array_state").exists() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(20));
+    if raid_attribute("array_state").exists() {
+        remove_raid();
     }
     let parameters = Path::new("/sys/module/md_mod/parameters");
     if !parameters.exists() {
         return skip("no CONFIG_BLK_DEV_MD");
     }
+    // Else an array that was cleared keeps its name.
+    let _ = fs::write(parameters.join("legacy_async_del_gendisk"), "0");
     set(&parameters.join("new_array"), RAID)?;
     let teardown = Teardown(remove_raid);
     let kib = (RAID_PIECE_SIZE >> 10).to_string();

@@ -49,13 +49,21 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print every test: name, the invariants that it proves, what it fails without; separated by tabs
-    List,
+    /// Print every test: name, the invariants that it proves, what it fails without, and `once` if it
+    /// doesn't depend on how the filesystem was made; separated by tabs
+    List {
+        /// Print the tables of Documentation/testing.rst instead
+        #[arg(long)]
+        rst: bool,
+    },
     /// Run tests and print TAP
     Run {
         /// Only tests whose name contains this; may be given more than once
         #[arg(long)]
         filter: Vec<String>,
+        /// Leave out tests that don't depend on how the filesystem is made and mounted
+        #[arg(long)]
+        dependent: bool,
         #[command(flatten)]
         options: Options,
     },
@@ -116,14 +124,25 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::List => {
+        Command::List { rst: true } => print!("{}", tests::rst()),
+        Command::List { rst: false } => {
             for test in tests::all() {
-                let proves: Vec<String> = test.proves.iter().map(|i| format!("{i:?}")).collect();
-                println!("{}\t{}\t{}", test.name, proves.join(","), test.without);
+                let once = if test.depends_on_options() {
+                    ""
+                } else {
+                    "once"
+                };
+                let proves = test.proves_names();
+                println!("{}\t{proves}\t{}\t{once}", test.name, test.without);
             }
         }
-        Command::Run { filter, options } => {
-            let selected = tests::select(&filter, &options.fs);
+        Command::Run {
+            filter,
+            dependent,
+            options,
+        } => {
+            let mut selected = tests::select(&filter, &options.fs);
+            selected.retain(|test| !dependent || test.depends_on_options());
             if !tap::run_all(&selected, &options)? {
                 return Ok(ExitCode::FAILURE);
             }

@@ -44,7 +44,7 @@ macro_rules! diag {
     ($($argument:tt)*) => { println!($($argument)*) };
 }
 
-/// What the design promises; see Documentation/design.rst.
+/// What the design promises; see Documentation/design.rst. I8 is the harness's to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invariant {
     /// Never clean while pinned.
@@ -59,8 +59,6 @@ pub enum Invariant {
     I6,
     /// Exact counts.
     I7,
-    /// Free when unused.
-    I8,
 }
 
 /// Where a test runs, and what it does.
@@ -80,6 +78,8 @@ pub struct Test {
     pub only: &'static str,
     /// Seconds after which it has failed.
     pub timeout: u64,
+    /// Comes to the same however the filesystem was made and mounted.
+    pub once: bool,
     /// The invariants that it is about.
     pub proves: &'static [Invariant],
     /// The step that it fails without; see [`Test::without`]. Empty if there is none.
@@ -97,6 +97,7 @@ impl Test {
             mount: "",
             only: "",
             timeout: 180,
+            once: false,
             proves: &[],
             without: "",
         }
@@ -122,9 +123,26 @@ impl Test {
         Self { timeout, ..self }
     }
 
+    /// Comes to the same however the filesystem was made and mounted: runs with one set of options only.
+    pub const fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
+    /// False if the options of the command line make no difference.
+    pub const fn depends_on_options(&self) -> bool {
+        let own = !self.mkfs.is_empty() || !self.mount.is_empty();
+        !(self.once || own || matches!(self.layer, Layer::None))
+    }
+
     /// Says which invariants it is about.
     pub const fn proves(self, proves: &'static [Invariant]) -> Self {
         Self { proves, ..self }
+    }
+
+    /// The invariants that it is about, separated by commas.
+    pub fn proves_names(&self) -> String {
+        let names: Vec<String> = self.proves.iter().map(|i| format!("{i:?}")).collect();
+        names.join(",")
     }
 
     /// The test runs a second time with this knock-out (a name in debugfs) and must fail then: by an error

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 
 use crate::job::Job;
-use crate::qemu::{self, Config, Stream};
+use crate::qemu::{self, Config, Outcome, Stream};
 use crate::samples::{Samples, Summary};
 use crate::{cache, kselftests, programs, uml};
 
@@ -250,37 +250,53 @@ fn instructions(log: &Path) -> Result<Samples> {
         (OFF, "PINWB_KERNEL", Some("pinwb=off")),
     ] {
         eprintln!("harness: counting instructions, {}", column(kernel));
-        let config = Config {
-            kernel: Some(image(variable)?),
-            append: append.into_iter().map(String::from).collect(),
-            cpus: 1,
-            count_instructions: true,
-            timeout: Duration::from_secs(1800),
-            silence: Duration::from_secs(600),
-            ..Config::default()
-        };
-        let job = Job {
-            argv: [programs::BENCH, "instructions", "--mebibytes", &mebibytes]
-                .map(String::from)
-                .to_vec(),
-            ..Job::default()
-        };
         let dir = log.join(format!("instructions-{kernel}"));
         fs::create_dir_all(&dir)?;
-        let mut said = Vec::new();
-        let outcome = qemu::boot(&config, &job, &dir, &mut |stream, bytes| match stream {
-            Stream::Out => said.extend_from_slice(bytes),
-            Stream::Err => eprint!("{}", String::from_utf8_lossy(bytes)),
-        })?;
+        let arguments = ["instructions", "--mebibytes", &mebibytes];
+        let (said, outcome) =
+            count_instructions(Some(&image(variable)?), append, &arguments, &dir)?;
         outcome.complain();
-        if let Some(complaint) = outcome.end.complaint() {
-            bail!("{complaint}; console in {}", outcome.console.display());
-        }
         samples
-            .add(kernel, 1, &String::from_utf8_lossy(&said))
+            .add(kernel, 1, &said)
             .with_context(|| format!("console in {}", outcome.console.display()))?;
     }
     Ok(samples)
+}
+
+/// Runs the benchmark in a guest whose clock counts instructions; returns what it says.
+pub fn count_instructions(
+    kernel: Option<&Path>,
+    append: Option<&str>,
+    arguments: &[&str],
+    log: &Path,
+) -> Result<(String, Outcome)> {
+    let config = Config {
+        kernel: kernel.map(Path::to_owned),
+        append: append.into_iter().map(String::from).collect(),
+        cpus: 1,
+        count_instructions: true,
+        timeout: Duration::from_secs(1800),
+        silence: Duration::from_secs(600),
+        ..Config::default()
+    };
+    let job = Job {
+        argv: [programs::BENCH]
+            .iter()
+            .chain(arguments)
+            .map(|argument| argument.to_string())
+            .collect(),
+        ..Job::default()
+    };
+    let mut said = Vec::new();
+    let outcome = qemu::boot(&config, &job, log, &mut |stream, bytes| match stream {
+        Stream::Out => said.extend_from_slice(bytes),
+        Stream::Err => eprint!("{}", String::from_utf8_lossy(bytes)),
+    })?;
+    if let Some(complaint) = outcome.end.complaint() {
+        outcome.complain();
+        bail!("{complaint}; console in {}", outcome.console.display());
+    }
+    Ok((String::from_utf8_lossy(&said).into_owned(), outcome))
 }
 
 fn image(variable: &str) -> Result<PathBuf> {

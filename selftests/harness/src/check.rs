@@ -2,6 +2,7 @@
 
 //! `check`: every group of tests, one guest each, and the count of it all.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use crate::job::{Job, Mount};
 use crate::matrix::{self, GuestTest};
 use crate::qemu::{self, Config, Stream};
 use crate::report::Report;
+use crate::sets::{self, OptionSet, SETS};
 use crate::tap::{self, Parser, Test, Verdict};
-use crate::{cache, programs, scan};
+use crate::{cache, programs, scan, unused};
 
 /// What the user asked for.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct Options {
     pub filter: Option<String>,
     /// Only say what there is.
     pub list: bool,
+    /// All sets of filesystem options, and nothing else.
+    pub matrix: bool,
     /// Show the consoles.
     pub console: bool,
     /// Kernel to boot.
@@ -33,13 +37,15 @@ pub struct Options {
 }
 
 /// A program that prints TAP.
+#[derive(Clone)]
 struct Program {
     /// Its name in the results, and in the guest.
     name: &'static str,
-    args: &'static str,
+    args: Cow<'static, str>,
 }
 
 /// One boot.
+#[derive(Clone)]
 struct Group {
     name: &'static str,
     /// Added to the kernel command line.
@@ -52,19 +58,49 @@ struct Group {
     prepare: &'static str,
     /// mkfs options of an ext4 on `/mnt`; the programs run in there.
     mount: Option<&'static str>,
-    programs: &'static [Program],
+    programs: Cow<'static, [Program]>,
 }
 
-impl Group {
-    /// Is the test one that [`programs::TEST`] runs in this group? It finds out by the command line.
-    fn runs(&self, test: &GuestTest) -> bool {
-        let theme = test.name.split('.').next();
-        (self.name == FAULTS) == (theme == Some(FAULTS))
+const fn program(name: &'static str) -> Program {
+    Program {
+        name,
+        args: Cow::Borrowed(""),
     }
 }
 
-const fn program(name: &'static str, args: &'static str) -> Program {
-    Program { name, args }
+impl Group {
+    /// All tests of the guest's test program that the options matter to.
+    fn of_set(set: &OptionSet) -> Self {
+        Self {
+            name: set.name,
+            append: sets::APPEND,
+            memory: 2048,
+            timeout: 1800,
+            prepare: "",
+            mount: None,
+            programs: Cow::Owned(vec![Program {
+                name: programs::TEST,
+                args: set.arguments().into(),
+            }]),
+        }
+    }
+
+    /// True if the guest's test program runs this test in the group.
+    fn has(&self, test: &GuestTest) -> bool {
+        let of_faults = test.name.split('.').next() == Some(FAULTS);
+        if of_faults || self.name == FAULTS {
+            return of_faults && self.name == FAULTS;
+        }
+        let mut sets = SETS.iter();
+        sets.any(|set| set.name == self.name && (set.all_tests || !test.once))
+    }
+}
+
+/// The groups of `make check`, or all sets of options for `make matrix`.
+fn groups(matrix: bool) -> Vec<Group> {
+    let sets = SETS.iter().filter(|set| matrix || set.in_check);
+    let others = OTHERS.iter().filter(|_| !matrix).cloned();
+    sets.map(Group::of_set).chain(others).collect()
 }
 
 /// Name of the group whose tests are in the kernel's own log.
@@ -78,31 +114,8 @@ const STATUS: &str = "# pinwb-status: ";
 /// Splats of one guest that are listed.
 const SPLATS: usize = 10;
 
-const GROUPS: &[Group] = &[
-    Group {
-        name: "ext4-4k",
-        append: "",
-        memory: 2048,
-        timeout: 900,
-        prepare: "",
-        mount: None,
-        programs: &[program(
-            programs::TEST,
-            "run --fs ext4 --mkfs-opts '-b 4096'",
-        )],
-    },
-    Group {
-        name: "ext4-1k",
-        append: "",
-        memory: 2048,
-        timeout: 900,
-        prepare: "",
-        mount: None,
-        programs: &[program(
-            programs::TEST,
-            "run --fs ext4 --mkfs-opts '-b 1024'",
-        )],
-    },
+/// The groups that there are once, whatever the filesystem.
+const OTHERS: &[Group] = &[
     Group {
         name: "kselftests",
         append: "hugepages=16",
@@ -110,7 +123,7 @@ const GROUPS: &[Group] = &[
         timeout: 600,
         prepare: "mkswap $PINWB_DISK1 >/dev/null && swapon $PINWB_DISK1",
         mount: Some(""),
-        programs: &[program("gup_longterm", ""), program("cow", "")],
+        programs: Cow::Borrowed(&[program("gup_longterm"), program("cow")]),
     },
     Group {
         name: "devices",
@@ -119,7 +132,7 @@ const GROUPS: &[Group] = &[
         timeout: 600,
         prepare: "",
         mount: Some("-b 4096"),
-        programs: &[program("test-perftest", ""), program("test-fio", "")],
+        programs: Cow::Borrowed(&[program("test-perftest"), program("test-fio")]),
     },
     Group {
         name: "off",
@@ -128,11 +141,20 @@ const GROUPS: &[Group] = &[
         timeout: 600,
         prepare: "",
         mount: Some(""),
-        programs: &[
-            program("test-perftest", ""),
-            program("test-fio", ""),
-            program("gup_longterm", ""),
-        ],
+        programs: Cow::Borrowed(&[
+            program("test-perftest"),
+            program("test-fio"),
+            program("gup_longterm"),
+        ]),
+    },
+    Group {
+        name: unused::GROUP,
+        append: "",
+        memory: 2048,
+        timeout: 600,
+        prepare: "",
+        mount: None,
+        programs: Cow::Borrowed(&[]),
     },
     Group {
         name: FAULTS,
@@ -141,10 +163,10 @@ const GROUPS: &[Group] = &[
         timeout: 600,
         prepare: "",
         mount: None,
-        programs: &[program(
-            programs::TEST,
-            "run --fs ext4 --mkfs-opts '-b 4096'",
-        )],
+        programs: Cow::Borrowed(&[Program {
+            name: programs::TEST,
+            args: Cow::Borrowed("run --fs ext4 --mkfs-opts '-b 4096'"),
+        }]),
     },
     Group {
         name: KUNIT_X86,
@@ -153,7 +175,7 @@ const GROUPS: &[Group] = &[
         timeout: 300,
         prepare: "",
         mount: None,
-        programs: &[],
+        programs: Cow::Borrowed(&[]),
     },
 ];
 
@@ -166,21 +188,21 @@ struct Chosen<'a> {
 }
 
 /// Applies the filter to groups, programs and what [`programs::TEST`] lists.
-fn choose<'a>(filter: Option<&str>, tests: &[GuestTest]) -> Vec<Chosen<'a>> {
+fn choose<'a>(groups: &'a [Group], filter: Option<&str>, tests: &[GuestTest]) -> Vec<Chosen<'a>> {
     let all = |group: &'a Group| Chosen {
         group,
         programs: group.programs.iter().collect(),
         tests: None,
     };
     let Some(filter) = filter else {
-        return GROUPS.iter().map(all).collect();
+        return groups.iter().map(all).collect();
     };
     let (group_part, test_part) = match filter.split_once('/') {
         Some((group, test)) => (group, Some(test)),
         None => ("", None),
     };
     let mut chosen = Vec::new();
-    for group in GROUPS {
+    for group in groups {
         if test_part.is_none() && group.name.contains(filter) {
             chosen.push(all(group));
             continue;
@@ -191,7 +213,7 @@ fn choose<'a>(filter: Option<&str>, tests: &[GuestTest]) -> Vec<Chosen<'a>> {
         let wanted = test_part.unwrap_or(filter);
         let has_test = tests
             .iter()
-            .any(|t| group.runs(t) && t.name.contains(wanted));
+            .any(|t| t.name.contains(wanted) && group.has(t));
         let programs: Vec<&Program> = group
             .programs
             .iter()
@@ -224,8 +246,9 @@ pub fn check(options: &Options) -> Result<u8> {
     let start = Instant::now();
     let tests = guest_tests()?;
     let filter = options.filter.as_deref();
-    let chosen = choose(filter, &tests);
-    let with_uml = filter.is_none_or(|f| KUNIT_UML.contains(f));
+    let groups = groups(options.matrix);
+    let chosen = choose(&groups, filter, &tests);
+    let with_uml = !options.matrix && filter.is_none_or(|f| KUNIT_UML.contains(f));
     if options.list {
         list(&chosen, &tests);
         return Ok(0);
@@ -257,7 +280,10 @@ pub fn check(options: &Options) -> Result<u8> {
         start.elapsed().as_secs(),
         log.display()
     );
-    print!("{}", matrix::of(&tests, &report));
+    print!(
+        "{}",
+        matrix::of(&[tests, unused::tests()].concat(), &report)
+    );
     print!("{}", report.summary());
     Ok(u8::from(!report.good()))
 }
@@ -271,8 +297,8 @@ fn list(chosen: &[Chosen<'_>], tests: &[GuestTest]) {
                 continue;
             }
             let wanted = chosen.tests.as_deref().unwrap_or("");
-            let tests = tests.iter().filter(|t| chosen.group.runs(t));
-            for test in tests.filter(|t| t.name.contains(wanted)) {
+            let here = |t: &&GuestTest| t.name.contains(wanted) && chosen.group.has(t);
+            for test in tests.iter().filter(here) {
                 println!("  {}", test.name);
                 if !test.without.is_empty() {
                     println!("  {}", test.knocked_out());
@@ -423,6 +449,12 @@ fn run_group(
     report: &mut Report,
 ) -> Result<()> {
     let group = chosen.group;
+    if group.name == unused::GROUP {
+        for outcome in unused::run(options.kernel.as_deref(), log, report)? {
+            judge_console(group.name, &outcome.splats, &outcome.wrong, report);
+        }
+        return Ok(());
+    }
     let config = Config {
         kernel: options.kernel.clone(),
         append: group.append.split_whitespace().map(String::from).collect(),
@@ -534,12 +566,12 @@ mod tests {
 
     fn names(filter: &str) -> Vec<(&'static str, usize, Option<String>)> {
         let tests = [
-            "pin.refused\t\t",
-            "bounce.torn\tI2\tno_copy",
-            "faults.fsync\t\t",
+            "pin.refused\t\t\tonce",
+            "bounce.torn\tI2\tno_copy\t",
+            "faults.fsync\t\t\tonce",
         ];
         let tests = tests.map(|line| GuestTest::parse(line).unwrap());
-        choose(Some(filter), &tests)
+        choose(&groups(false), Some(filter), &tests)
             .into_iter()
             .map(|c| (c.group.name, c.programs.len(), c.tests))
             .collect()
@@ -547,7 +579,10 @@ mod tests {
 
     #[test]
     fn filters() {
-        assert_eq!(choose(None, &[]).len(), GROUPS.len());
+        let all = groups(false);
+        assert_eq!(choose(&all, None, &[]).len(), all.len());
+        assert_eq!(groups(true).len(), SETS.len());
+        assert_eq!(names("refused"), [("ext4-4k", 1, Some("refused".into()))]);
         assert_eq!(names("ext4-1k"), [("ext4-1k", 1, None)]);
         assert_eq!(names("kunit"), [(KUNIT_X86, 0, None)]);
         let torn = Some("torn".to_string());
@@ -567,7 +602,8 @@ mod tests {
     #[test]
     fn scripts() {
         let torn = GuestTest::parse("torn\tI2\tno_copy").unwrap();
-        let torn = &choose(Some("4k/torn"), &[torn])[0];
+        let groups = groups(false);
+        let torn = &choose(&groups, Some("4k/torn"), &[torn])[0];
         let script = script(torn, 1);
         assert!(
             script.contains("\npinwb-test run --fs ext4 --mkfs-opts '-b 4096' --filter 'torn'\n")

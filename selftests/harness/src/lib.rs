@@ -21,6 +21,8 @@ pub mod report;
 pub mod rootfs;
 pub mod samples;
 pub mod scan;
+pub mod sets;
 pub mod stress;
 pub mod tap;
 pub mod uml;
+pub mod unused;

@@ -55,6 +55,9 @@ enum Verb {
         /// Only groups, or else tests, whose name contains this
         #[arg(long, value_name = "S")]
         filter: Option<String>,
+        /// Run the tests of the guest with every set of filesystem options, and nothing else; long
+        #[arg(long)]
+        matrix: bool,
         /// Show what there is to run, and run nothing
         #[arg(long)]
         list: bool,
@@ -190,6 +193,7 @@ fn run(verb: Verb) -> Result<u8> {
     match verb {
         Verb::Check {
             filter,
+            matrix,
             list,
             console,
             kernel,
@@ -197,6 +201,7 @@ fn run(verb: Verb) -> Result<u8> {
         } => check::check(&check::Options {
             filter,
             list,
+            matrix,
             console,
             kernel,
             timeout_scale,

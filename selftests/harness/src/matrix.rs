@@ -18,6 +18,8 @@ pub struct GuestTest {
     pub proves: Vec<String>,
     /// The knock-out that it runs with a second time; empty if there is none.
     pub without: String,
+    /// It doesn't depend on how the filesystem was made and mounted.
+    pub once: bool,
 }
 
 impl GuestTest {
@@ -34,6 +36,7 @@ impl GuestTest {
                 .map(String::from)
                 .collect(),
             without: without.into(),
+            once: fields.next() == Some("once"),
         })
     }
 

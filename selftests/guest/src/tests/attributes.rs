@@ -19,7 +19,9 @@ use crate::tap::Invariant::{I4, I6};
 use crate::tap::Test;
 
 pub const TESTS: &[Test] = &[
-    Test::new("mtime.moves", mtime_moves).without("no_touch"),
+    Test::new("mtime.moves", mtime_moves)
+        .once()
+        .without("no_touch"),
     Test::new("eof.zeroed_on_disk", eof_zeroed_on_disk).without("no_eof_zero"),
     Test::new("eof.tail_not_exposed", eof_tail_not_exposed),
     Test::new("eof.extended", eof_extended)

@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
         .without("no_keep_dirty"),
     Test::new("verbs.fsync_rounds", |c| fsync_rounds(c, Kind::Verbs))
         .timeout(300)
+        .once()
         .proves(&[I1, I4])
         .without("no_keep_dirty"),
     Test::new("uring.fsync_while_dma", |c| fsync_while_dma(c, Kind::Uring))
@@ -29,6 +30,7 @@ pub const TESTS: &[Test] = &[
         .without("no_keep_dirty"),
     Test::new("verbs.fsync_while_dma", |c| fsync_while_dma(c, Kind::Verbs))
         .timeout(300)
+        .once()
         .proves(&[I4]),
     Test::new("uring.shared_bio", shared_bio)
         .proves(&[I2])

@@ -22,6 +22,8 @@ mod tools;
 mod transient;
 
 use std::fs;
+#[cfg(test)]
+use std::path::Path;
 
 use crate::tap::Test;
 
@@ -74,4 +76,93 @@ fn is_off() -> bool {
 
 fn command_line() -> String {
     fs::read_to_string("/proc/cmdline").unwrap_or_default()
+}
+
+/// Every test as a table of reStructuredText.
+pub fn rst() -> String {
+    let mut rows = vec![["test", "proves", "fails without"].map(String::from)];
+    for test in all() {
+        let or_dash = |text: String| match text.as_str() {
+            "" => "-".into(),
+            _ => text,
+        };
+        let proves = test.proves_names().replace(',', ", ");
+        rows.push([
+            format!("``{}``", test.name),
+            or_dash(proves),
+            or_dash(test.without.into()),
+        ]);
+    }
+    let widths: Vec<usize> = (0..3)
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(1))
+        .collect();
+    let rule: Vec<String> = widths.iter().map(|width| "=".repeat(*width)).collect();
+    let rule = rule.join("  ") + "\n";
+    let mut text = rule.clone();
+    for (index, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+        if index == 0 {
+            text.push_str(&rule);
+        }
+    }
+    text + &rule
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn read(path: &str) -> String {
+        let top = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+        fs::read_to_string(Path::new(top).join(path)).unwrap()
+    }
+
+    #[test]
+    fn names_differ() {
+        let names: BTreeSet<&str> = all().iter().map(|test| test.name).collect();
+        assert_eq!(names.len(), all().len());
+    }
+
+    #[test]
+    fn documented() {
+        assert!(
+            read("Documentation/testing.rst").contains(&rst()),
+            "Documentation/testing.rst does not show what `pinwb-test list --rst` prints"
+        );
+    }
+
+    /// The kernel has each switch that a test needs, and the documentation says what it does.
+    #[test]
+    fn knockouts_exist() {
+        let kernel = read("rust/pinwb/debug.rs");
+        let text = read("Documentation/testing.rst");
+        let (_, switches) = kernel.split_once("\n    switches! {").unwrap();
+        let (switches, _) = switches.split_once("\n    }").unwrap();
+        let names: BTreeSet<&str> = switches
+            .split("c\"")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        for name in &names {
+            assert!(
+                text.contains(&format!("\n``{name}``\n")),
+                "{name} is not documented"
+            );
+        }
+        for test in all().iter().filter(|test| !test.without.is_empty()) {
+            assert!(
+                names.contains(test.without),
+                "{}: no {}",
+                test.name,
+                test.without
+            );
+        }
+    }
 }

@@ -26,7 +26,9 @@ pub const OFF: &str = "refuse.off";
 pub const TESTS: &[Test] = &[
     Test::new(OFF, off),
     Test::new("refuse.data_journal", data_journal).only("ext4", "", "data=journal"),
-    Test::new("refuse.journal_flag", journal_flag).only("ext4", "", ""),
+    Test::new("refuse.journal_flag", journal_flag)
+        .only("ext4", "", "")
+        .once(),
     Test::new("refuse.fscrypt", fscrypt).only("ext4", "-O encrypt", ""),
     Test::new("refuse.verity", verity).only("ext4", "-O verity", ""),
     Test::new("refuse.shmem_still_works", shmem).on(Layer::None),

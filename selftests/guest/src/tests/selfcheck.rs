@@ -19,8 +19,10 @@ use crate::uring;
 
 pub const TESTS: &[Test] = &[
     Test::new("selfcheck.disk", stores),
-    Test::new("selfcheck.held", held).on(Layer::Held),
-    Test::new("selfcheck.integrity", stores).on(Layer::Integrity),
+    Test::new("selfcheck.held", held).on(Layer::Held).once(),
+    Test::new("selfcheck.integrity", stores)
+        .on(Layer::Integrity)
+        .once(),
     Test::new("selfcheck.uring", |_| device(Kind::Uring)).on(Layer::None),
     Test::new("selfcheck.verbs", |_| device(Kind::Verbs)).on(Layer::None),
 ];

@@ -27,15 +27,17 @@ pub const TESTS: &[Test] = &[
         .timeout(400),
     Test::new("stable.raid5", raid5)
         .on(Layer::Raid5)
+        .once()
         .proves(&[I2])
         .without("no_copy"),
     Test::new("stable.protection", protection)
         .on(Layer::Protection)
+        .once()
         .proves(&[I2])
         .without("no_copy"),
 ];
 
-const ROUNDS: u32 = 8;
+const ROUNDS: u32 = 4;
 const ENOUGH: usize = 8;
 
 /// Calls `check` after each of some fsyncs of a file that a device never stops writing, and once more

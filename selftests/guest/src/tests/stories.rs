@@ -30,6 +30,7 @@ pub const TESTS: &[Test] = &[
         .proves(&[I1, I2])
         .without("no_admission"),
     Test::new("story2.invalidated_before_admission", story2)
+        .once()
         .proves(&[I1])
         .without("no_admission"),
     Test::new("story3.large_folio_one_block_dirty", story3)
@@ -150,7 +151,7 @@ fn story2(context: &Context) -> Result<()> {
 /// The fault of the pin dirties the folio as a whole, so the story needs writeback and write(2) to come
 /// between that fault and admission.
 fn story3(context: &Context) -> Result<()> {
-    const WINDOW: u32 = 900;
+    const WINDOW: u32 = 1200;
     let len = 2 * MIB;
     let stamp = Stamp::fresh();
     let file = context.written("file", len, stamp, len as usize)?;

@@ -30,6 +30,7 @@ pub const TESTS: &[Test] = &[
         .proves(&[I1, I4])
         .without("no_keep_dirty"),
     Test::new("verbs.every_sync", |c| every_sync(c, Kind::Verbs))
+        .once()
         .proves(&[I1, I4])
         .without("no_keep_dirty"),
     Test::new("sync.never_clean", never_clean)
@@ -48,6 +49,7 @@ pub const TESTS: &[Test] = &[
         .proves(&[I4])
         .without("no_keep_dirty"),
     Test::new("sync.flusher", flusher)
+        .once()
         .proves(&[I4])
         .without("no_keep_dirty"),
 ];

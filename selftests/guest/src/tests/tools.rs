@@ -19,9 +19,11 @@ use crate::stamp::Stamp;
 use crate::tap::Test;
 
 pub const TESTS: &[Test] = &[
-    Test::new("perftest.write_bw_under_sync", write_bw).timeout(240),
-    Test::new("fio.read", |c| fio(c, "read", false)),
-    Test::new("fio.randread_direct", |c| fio(c, "randread", true)),
+    Test::new("perftest.write_bw_under_sync", write_bw)
+        .timeout(240)
+        .once(),
+    Test::new("fio.read", |c| fio(c, "read", false)).once(),
+    Test::new("fio.randread_direct", |c| fio(c, "randread", true)).once(),
 ];
 
 fn need(program: &str) -> Result<()> {
