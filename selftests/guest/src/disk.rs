@@ -135,6 +135,19 @@ pub fn zero(path: &Path, len: u64) -> Result<()> {
     Ok(())
 }
 
+/// Writes zeroes over the first `len` bytes of a device, as data: what the device keeps beside them, such as
+/// guard tags, is then theirs.
+pub fn overwrite(path: &Path, len: u64) -> Result<()> {
+    let device = OpenOptions::new().write(true).open(path)?;
+    let zeroes = vec![0; CHUNK];
+    for start in (0..len).step_by(CHUNK) {
+        let part = CHUNK.min((len - start) as usize);
+        device.write_all_at(&zeroes[..part], start)?;
+    }
+    device.sync_all()?;
+    Ok(())
+}
+
 /// One extent as FIEMAP tells it; all in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {

@@ -259,6 +259,8 @@ pub fn parity_mismatches() -> Result<u64> {
     count.trim().parse().context("mismatch_cnt")
 }
 
+const PROTECTED_SIZE: u64 = 24 * MIB;
+
 fn protection() -> Result<Device> {
     let mut disks = fs::read_dir("/sys/block")?.flatten().map(|e| e.path());
     let is_protected = |disk: &PathBuf| {
@@ -272,8 +274,8 @@ fn protection() -> Result<Device> {
         return skip("no disk with protection information: scsi_debug.dif=1 scsi_debug.dix=1");
     };
     let path = Path::new("/dev").join(name);
-    let size = disk::device_size(&path)? / MIB * MIB;
-    disk::zero(&path, size)?;
+    let size = PROTECTED_SIZE.min(disk::device_size(&path)?);
+    disk::overwrite(&path, size)?;
     Ok(Device {
         raw: path.clone(),
         size,

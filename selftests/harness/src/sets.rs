@@ -77,7 +77,7 @@ pub const SETS: &[OptionSet] = &[
 
 /// The boot parameters that the tests of all sets need: a disk with protection information, and two memory
 /// nodes to move pages between.
-pub const APPEND: &str = "scsi_debug.dif=1 scsi_debug.dix=1 scsi_debug.dev_size_mb=40 numa=fake=2";
+pub const APPEND: &str = "scsi_debug.dif=1 scsi_debug.dix=1 scsi_debug.dev_size_mb=24 numa=fake=2";
 
 #[cfg(test)]
 mod tests {

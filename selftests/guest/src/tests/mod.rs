@@ -22,8 +22,6 @@ mod tools;
 mod transient;
 
 use std::fs;
-#[cfg(test)]
-use std::path::Path;
 
 use crate::tap::Test;
 
@@ -116,8 +114,10 @@ pub fn rst() -> String {
 
 #[cfg(test)]
 mod unit {
-    use super::*;
     use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
 
     fn read(path: &str) -> String {
         let top = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
