@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 
 use crate::disk::{self, RawDisk};
-use crate::fs::run;
+use crate::fs::{run, LoopDevice};
 use crate::tap::skip;
 
 /// What a test needs below its filesystem.
@@ -24,7 +24,7 @@ pub enum Layer {
     /// dm-integrity on the test disk: it hashes a write's pages beside the disk's reading of them, so
     /// that a page that changes meanwhile fails its checksum when it is read back.
     Integrity,
-    /// RAID 5 over ram disks, whose parity is computed from the very pages that are written. See
+    /// RAID 5 over files in memory, whose parity is computed from the very pages that are written. See
     /// [`parity_mismatches`].
     Raid5,
     /// A SCSI disk with T10 protection information: the guard tags are computed from a write's pages
@@ -50,6 +50,8 @@ pub struct Device {
     /// Bytes for the filesystem.
     pub size: u64,
     teardown: Option<Teardown>,
+    /// What the device lies on; goes after it.
+    _pieces: Vec<LoopDevice>,
 }
 
 const MIB: u64 = 1 << 20;
@@ -89,6 +91,7 @@ impl Layer {
                     raw: view.to_owned(),
                     size,
                     teardown: None,
+                    _pieces: Vec::new(),
                 })
             }
             Layer::Integrity => integrity(pair(disk, view)?.0),
@@ -176,6 +179,7 @@ fn integrity(disk: &Path) -> Result<Device> {
         path,
         size,
         teardown: Some(teardown),
+        _pieces: Vec::new(),
     })
 }
 
@@ -195,6 +199,16 @@ fn remove_raid() {
     let _ = fs::write(raid_attribute("array_state"), "clear");
 }
 
+/// A loop device over a file in memory. Its thread takes the data of a write some time after parity was
+/// computed, as a disk does; a ram disk would take them at once.
+fn raid_piece() -> Result<LoopDevice> {
+    let path = std::env::temp_dir().join("pinwb-raid-piece");
+    fs::File::create(&path)?.set_len(RAID_PIECE_SIZE)?;
+    let piece = LoopDevice::new(&path);
+    fs::remove_file(&path)?;
+    piece
+}
+
 /// Assembles the array by its sysfs files, without any metadata on its pieces.
 fn raid5() -> Result<Device> {
     if raid_attribute("array_state").exists() {
@@ -208,6 +222,9 @@ fn raid5() -> Result<Device> {
     let _ = fs::write(parameters.join("legacy_async_del_gendisk"), "0");
     set(&parameters.join("new_array"), RAID)?;
     let teardown = Teardown(remove_raid);
+    let pieces = (0..RAID_PIECES)
+        .map(|_| raid_piece())
+        .collect::<Result<Vec<_>>>()?;
     let kib = (RAID_PIECE_SIZE >> 10).to_string();
     for (name, value) in [
         ("metadata_version", "none"),
@@ -219,13 +236,14 @@ fn raid5() -> Result<Device> {
     ] {
         set(&raid_attribute(name), value)?;
     }
-    for slot in 0..RAID_PIECES {
-        // The first ram disk is left to others.
-        let name = format!("ram{}", slot + 1);
-        disk::zero(&Path::new("/dev").join(&name), RAID_PIECE_SIZE)?;
-        let number = fs::read_to_string(Path::new("/sys/block").join(&name).join("dev"))?;
+    for (slot, piece) in pieces.iter().enumerate() {
+        let name = piece
+            .path()
+            .file_name()
+            .context("a loop device has a name")?;
+        let number = fs::read_to_string(Path::new("/sys/block").join(name).join("dev"))?;
         set(&raid_attribute("new_dev"), number.trim())?;
-        let piece = raid_attribute(&format!("dev-{name}"));
+        let piece = raid_attribute(&format!("dev-{}", name.to_string_lossy()));
         set(&piece.join("slot"), &slot.to_string())?;
         set(&piece.join("size"), &kib)?;
     }
@@ -242,6 +260,7 @@ fn raid5() -> Result<Device> {
         size: RAID_PIECE_SIZE * (RAID_PIECES as u64 - 1),
         path,
         teardown: Some(teardown),
+        _pieces: pieces,
     })
 }
 
@@ -281,6 +300,7 @@ fn protection() -> Result<Device> {
         size,
         path,
         teardown: None,
+        _pieces: Vec::new(),
     })
 }
 
@@ -310,6 +330,7 @@ fn linear(name: &str, remove: fn(), disk: &Path, view: &Path, size: u64) -> Resu
         raw: view.to_owned(),
         size,
         teardown: Some(Teardown(remove)),
+        _pieces: Vec::new(),
     })
 }
 
@@ -363,6 +384,7 @@ fn logged(disk: &Path, view: &Path, size: u64) -> Result<Device> {
         raw: view.to_owned(),
         size,
         teardown: Some(Teardown(remove_logged)),
+        _pieces: Vec::new(),
     })
 }
 

@@ -146,7 +146,7 @@ mod unit {
         let (_, switches) = kernel.split_once("\n    switches! {").unwrap();
         let (switches, _) = switches.split_once("\n    }").unwrap();
         let names: BTreeSet<&str> = switches
-            .split("c\"")
+            .split(": c\"")
             .skip(1)
             .filter_map(|rest| rest.split('"').next())
             .collect();

@@ -37,7 +37,7 @@ pub const TESTS: &[Test] = &[
         .without("no_copy"),
 ];
 
-const ROUNDS: u32 = 4;
+const ROUNDS: u32 = 6;
 const ENOUGH: usize = 8;
 
 /// Calls `check` after each of some fsyncs of a file that a device never stops writing, and once more
