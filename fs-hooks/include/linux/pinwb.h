@@ -129,8 +129,14 @@ static inline bool mapping_was_pinned(const struct address_space *mapping)
 
 static inline void mapping_set_was_pinned(struct address_space *mapping)
 {
-	if (!test_bit(AS_WAS_PINNED, &mapping->flags))
-		set_bit(AS_WAS_PINNED, &mapping->flags);
+	if (test_bit(AS_WAS_PINNED, &mapping->flags))
+		return;
+	/*
+	 * Whoever sees the flag finds the pools of copies, also if another CPU
+	 * made them. Pairs with smp_rmb() in __pinwb_bounce_bio().
+	 */
+	smp_mb__before_atomic();
+	set_bit(AS_WAS_PINNED, &mapping->flags);
 }
 
 bool __pinwb_folio_pinned(const struct folio *folio);
