@@ -248,8 +248,9 @@ impl<S: TableSource> Ledger<S> {
 
         let new = self.source.zeroed::<T>()?;
 
-        // ORDERING: Full: publishes the zeroes with the pointer if we win the race, and sees the
-        // winner's table if we lose it.
+        // ORDERING: Full publishes the zeroes with the pointer if we win the race. If we lose it,
+        // the exchange orders nothing, but what we read of the winner's table depends on the
+        // pointer, as in `table()`.
         match slot.cmpxchg(core::ptr::null_mut(), new, Full) {
             // SAFETY: `new` is valid for the life of the ledger by the contract of `zeroed()`, and
             // all zeroes are a valid table: atomics of 0 or null.
