@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Stand-in for `rust/pinwb/debug.rs`: the same knock-outs, and those that only a model can have.
+
+use std::cell::Cell;
+
+/// A step to leave out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Knockout {
+    /// Nothing.
+    #[default]
+    None,
+    /// As in the kernel.
+    NoCopy,
+    /// As in the kernel.
+    NoKeepDirty,
+    /// As in the kernel.
+    LateKeepDirty,
+    /// As in the kernel.
+    NoAdmission,
+    /// As in the kernel.
+    WaitForPin,
+    /// Pins are counted when admission has ended.
+    LateCount,
+    /// Admission and its fault for write lock no folio.
+    NoLock,
+    /// Admission does not wait for writeback.
+    NoWait,
+}
+
+thread_local! {
+    static KNOCKOUT: Cell<Knockout> = Cell::default();
+}
+
+pub(crate) fn knock_out(knockout: Knockout) {
+    KNOCKOUT.set(knockout);
+}
+
+pub(crate) fn is(knockout: Knockout) -> bool {
+    KNOCKOUT.get() == knockout
+}
+
+pub(crate) fn no_keep_dirty() -> bool {
+    is(Knockout::NoKeepDirty)
+}
+
+pub(crate) fn late_keep_dirty() -> bool {
+    is(Knockout::LateKeepDirty)
+}
+
+pub(crate) fn no_admission() -> bool {
+    is(Knockout::NoAdmission)
+}
+
+pub(crate) fn wait_for_pin() -> bool {
+    is(Knockout::WaitForPin)
+}
+
+/// A heuristic on reference counts has no model here.
+pub(crate) fn guess_pins() -> bool {
+    false
+}
+
+pub(crate) fn delay_admission() {}
+
+pub(crate) fn delay_bounce() {}
