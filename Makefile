@@ -15,6 +15,7 @@ export PINWB_KERNEL_NOPINWB := $(work)/build-x86-nopinwb/arch/x86/boot/bzImage
 export PINWB_UML := $(work)/build-uml/linux
 export PINWB_UML_NOPINWB := $(work)/build-uml-nopinwb/linux
 export PINWB_KUNIT_TAP := $(work)/kunit.ktap
+export PINWB_MODELS_TAP := $(work)/models.tap
 export CARGO_TARGET_DIR := $(PINWB_CACHE)/cargo-target
 export KSRC FORCE
 
@@ -64,6 +65,9 @@ uml-nopinwb: tree ## the same with CONFIG_PINWB=n, for benchmarks
 kunit: uml ## run the KUnit suites in UML: GLOB='pinwb*'
 	@scripts/kunit '$(PINWB_UML)' '$(PINWB_KUNIT_TAP)' $(if $(GLOB),'$(GLOB)')
 
+models: tree ## model checks on the host: loom, proptest, herd7; QUICK=1 for a short slice
+	@scripts/models '$(PINWB_MODELS_TAP)' $(if $(QUICK),--quick)
+
 lint: tree ## style and static checks, no kernel build
 	@scripts/lint
 
@@ -76,16 +80,17 @@ rustdoc: tree ## the kernel crate's documentation
 	@scripts/build uml -- rustdoc
 
 # What fails before the guest starts is in the harness's count as well: it reads
-# the KTAP file, so a failing suite must not end the run here.
-check: deps tree lint uml ## everything: lint, KUnit, guest tests
+# the files with the results, so a failing suite must not end the run here.
+check: deps tree lint uml ## everything: lint, KUnit, models, guest tests
 	-@scripts/kunit '$(PINWB_UML)' '$(PINWB_KUNIT_TAP)' >/dev/null
+	-@scripts/models '$(PINWB_MODELS_TAP)' --quick >/dev/null
 	@$(MAKE) --no-print-directory kernel
 	@$(harness) check --kernel '$(PINWB_KERNEL)' $(ARGS)
 
 # Both kernels run, also after one has failed.
 check-debug: kernel-debug kernel-kcsan ## the guest tests on the two debug kernels; hours
 	@failed=; for kernel in '$(kernel_debug)' '$(kernel_kcsan)'; do \
-		env -u PINWB_KUNIT_TAP $(harness) check --kernel "$$kernel" --timeout-scale 8 $(ARGS) || \
+		env -u PINWB_KUNIT_TAP -u PINWB_MODELS_TAP $(harness) check --kernel "$$kernel" --timeout-scale 8 $(ARGS) || \
 			failed="$$failed $$kernel"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 

@@ -109,6 +109,8 @@ const KUNIT_X86: &str = "kunit-x86";
 const KUNIT_UML: &str = "kunit-uml";
 /// Name of the group, and theme of the tests, with failing allocations: they run there and nowhere else.
 const FAULTS: &str = "faults";
+/// Name of the group of model checks, which have run before the harness started.
+const MODELS: &str = "models";
 /// The line by which a program's exit status comes back.
 const STATUS: &str = "# pinwb-status: ";
 /// Splats of one guest that are listed.
@@ -249,11 +251,12 @@ pub fn check(options: &Options) -> Result<u8> {
     let groups = groups(options.matrix);
     let chosen = choose(&groups, filter, &tests);
     let with_uml = !options.matrix && filter.is_none_or(|f| KUNIT_UML.contains(f));
+    let with_models = !options.matrix && filter.is_none_or(|f| MODELS.contains(f));
     if options.list {
         list(&chosen, &tests);
         return Ok(0);
     }
-    if chosen.is_empty() && !with_uml {
+    if chosen.is_empty() && !with_uml && !with_models {
         bail!("nothing matches {:?}", filter.unwrap_or_default());
     }
 
@@ -261,6 +264,9 @@ pub fn check(options: &Options) -> Result<u8> {
     let mut report = Report::default();
     if with_uml {
         kunit_uml(&mut report)?;
+    }
+    if with_models {
+        models(&mut report);
     }
     let several = chosen.len();
     for (i, chosen) in chosen.iter().enumerate() {
@@ -322,6 +328,26 @@ fn kunit_uml(report: &mut Report) -> Result<()> {
     let (splats, wrong) = scan::scan(&String::from_utf8_lossy(&bytes));
     judge_console(KUNIT_UML, &splats, &wrong, report);
     Ok(())
+}
+
+fn models(report: &mut Report) {
+    let Some(path) = cache::set("PINWB_MODELS_TAP") else {
+        return;
+    };
+    println!("== {MODELS}");
+    let mut parser = Parser::default();
+    for line in fs::read_to_string(&path).unwrap_or_default().lines() {
+        parser.line(line);
+    }
+    parser.finish();
+    let of = parser.tests.len();
+    for (i, test) in parser.tests.into_iter().enumerate() {
+        println!("{MODELS} [{}/{of}] {} {}", i + 1, word(&test), test.name);
+        report.add(MODELS, test);
+    }
+    for what in parser.broken {
+        report.fail(MODELS, &what, vec![format!("in {}", path.display())]);
+    }
 }
 
 /// Adds the KTAP in a kernel's log.
