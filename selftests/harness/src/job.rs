@@ -17,8 +17,10 @@ pub const PORT_ERR: &str = "pinwb.err";
 pub const PORT_CTL: &str = "pinwb.ctl";
 /// Request on [`PORT_CTL`]: `sysrq <key>`, one per line.
 pub const SYSRQ: &str = "sysrq ";
-/// Number of test disks. Disk `i` has serial `pinwb-disk<i>`, its raw view `pinwb-view<i>`.
+/// Number of test disks that a guest has if nothing else is asked for. Disk `i` has serial `pinwb-disk<i>`, its raw view `pinwb-view<i>`.
 pub const DISKS: usize = 2;
+/// The most test disks that a guest may have.
+pub const MAX_DISKS: usize = 4;
 
 /// One command for the guest.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

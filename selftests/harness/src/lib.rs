@@ -26,3 +26,4 @@ pub mod stress;
 pub mod tap;
 pub mod uml;
 pub mod unused;
+pub mod xfstests;

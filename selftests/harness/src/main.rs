@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use pinwb_harness::job::{Job, Mount};
 use pinwb_harness::qemu::{self, Config, Stream};
-use pinwb_harness::{bench, cache, check, crash, demo, kselftests, rootfs, stress};
+use pinwb_harness::{bench, cache, check, crash, demo, kselftests, rootfs, stress, xfstests};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -172,6 +172,44 @@ enum Verb {
         #[arg(long)]
         save: bool,
     },
+    /// Run a built checkout of xfstests, and compare with the same kernel booted with pinwb=off
+    Xfstests {
+        #[command(flatten)]
+        guest: Guest,
+        /// The checkout, built
+        #[arg(long, value_name = "DIR")]
+        checkout: Option<PathBuf>,
+        /// Type of filesystem
+        #[arg(long, default_value = "ext4")]
+        fs: String,
+        /// Options of mkfs
+        #[arg(long, default_value = "", allow_hyphen_values = true)]
+        mkfs_opts: String,
+        /// Mount options
+        #[arg(long, default_value = "")]
+        mount_opts: String,
+        /// Which: "-g quick", @pinwb, "generic/001 generic/01?"
+        #[arg(long, default_value = "@pinwb", allow_hyphen_values = true)]
+        tests: String,
+        /// Pin the tests' files meanwhile
+        #[arg(long)]
+        pinstorm: bool,
+        /// What is pinned follows from this number
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Run again what has a verdict
+        #[arg(long)]
+        fresh: Option<xfstests::Fresh>,
+        /// Only make the baseline
+        #[arg(long)]
+        baseline_only: bool,
+        /// Seconds that a test may take
+        #[arg(long, default_value_t = 900)]
+        limit: u64,
+        /// Size of each of the three test disks, in MiB
+        #[arg(long, default_value_t = 2048)]
+        disk: u64,
+    },
     /// Make the guest's root image, and print its path
     Rootfs,
     /// Build the kernel's own selftests from the tree, $PINWB_TREE
@@ -284,6 +322,33 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::BenchPin { boots, only, save } => {
             bench::bench_pin(&bench::Options { boots, only, save })
         }
+        Verb::Xfstests {
+            guest,
+            checkout,
+            fs,
+            mkfs_opts,
+            mount_opts,
+            tests,
+            pinstorm,
+            seed,
+            fresh,
+            baseline_only,
+            limit,
+            disk,
+        } => xfstests::xfstests(&xfstests::Options {
+            checkout,
+            fs,
+            mkfs: mkfs_opts,
+            mount: mount_opts,
+            tests,
+            pinstorm,
+            seed,
+            fresh,
+            baseline_only,
+            limit,
+            disk,
+            config: guest.config(),
+        }),
         Verb::Rootfs => {
             println!("{}", rootfs::image()?.display());
             Ok(0)

@@ -17,6 +17,8 @@ pub const TEST: &str = "pinwb-test";
 
 /// The guest's benchmark.
 pub const BENCH: &str = "pinwb-bench";
+/// What runs xfstests in the guest.
+pub const XFSTESTS: &str = "pinwb-xfstests";
 
 /// Builds the guest's programs; returns those that are there. A guest without [`TEST`] still runs
 /// other commands, so a mistake in it is only a warning here.

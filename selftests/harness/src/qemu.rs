@@ -47,6 +47,10 @@ pub struct Config {
     pub show_console: bool,
     /// The guest's clock counts the instructions that it executes, one a nanosecond. One CPU.
     pub count_instructions: bool,
+    /// Root image; `None`: that of [`rootfs::image`].
+    pub root: Option<PathBuf>,
+    /// Sizes of the test disks, in bytes.
+    pub disks: Vec<u64>,
 }
 
 impl Default for Config {
@@ -60,6 +64,8 @@ impl Default for Config {
             silence: Duration::from_secs(300),
             show_console: false,
             count_instructions: false,
+            root: None,
+            disks: vec![DISK_BYTES; DISKS],
         }
     }
 }
@@ -243,10 +249,14 @@ fn command(
         qemu.arg("-device").arg(device);
         Ok(())
     };
-    disk("root", "pinwb-root", &rootfs::image()?, true)?;
-    for i in 0..DISKS {
+    let root = match &config.root {
+        Some(root) => root.clone(),
+        None => rootfs::image()?,
+    };
+    disk("root", "pinwb-root", &root, true)?;
+    for (i, bytes) in config.disks.iter().enumerate() {
         let file = scratch.join(format!("disk{i}"));
-        File::create(&file)?.set_len(DISK_BYTES)?;
+        File::create(&file)?.set_len(*bytes)?;
         disk(&format!("disk{i}"), &format!("pinwb-disk{i}"), &file, false)?;
         disk(&format!("view{i}"), &format!("pinwb-view{i}"), &file, true)?;
     }

@@ -33,9 +33,25 @@ struct Contents {
     dirs: BTreeSet<PathBuf>,
 }
 
+/// What an image has beyond the ordinary one.
+#[derive(Debug, Default)]
+pub struct Extra {
+    /// Another manifest.
+    pub manifest: PathBuf,
+    /// Directories that are copied over the image's root.
+    pub overlays: Vec<PathBuf>,
+    /// Single files: the path in the guest, and the host's file.
+    pub files: Vec<(PathBuf, PathBuf)>,
+}
+
 /// Makes the image if it isn't there; returns its path.
 pub fn image() -> Result<PathBuf> {
-    let contents = contents()?;
+    image_with(None)
+}
+
+/// The same for an image with `extra` in it.
+pub fn image_with(extra: Option<&Extra>) -> Result<PathBuf> {
+    let contents = contents(extra)?;
     let mut hasher = DefaultHasher::new();
     (VERSION, &contents).hash(&mut hasher);
     for source in contents.files.values() {
@@ -89,13 +105,10 @@ fn on_path(name: &str) -> Option<PathBuf> {
         .find(|p| p.is_file())
 }
 
-fn contents() -> Result<Contents> {
-    let rootfs = cache::selftests().join("rootfs");
-    let manifest = rootfs.join("manifest");
+/// Adds what a manifest names to `all`, and the programs that are not on the host to `missing`.
+fn read_manifest(manifest: &Path, all: &mut Contents, missing: &mut Vec<String>) -> Result<()> {
     let text =
-        fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?;
-    let mut all = Contents::default();
-    let mut missing = Vec::new();
+        fs::read_to_string(manifest).with_context(|| format!("read {}", manifest.display()))?;
     for line in text.lines() {
         let mut words = line.split('#').next().unwrap_or("").split_whitespace();
         let Some(kind) = words.next() else { continue };
@@ -121,13 +134,24 @@ fn contents() -> Result<Contents> {
             }
             "files" => {
                 for pattern in words {
-                    for path in glob::glob(pattern)?.flatten() {
+                    for path in glob::glob(pattern)?.flatten().filter(|p| p.is_file()) {
                         all.files.insert(merged(&path), path);
                     }
                 }
             }
             _ => bail!("manifest: {line:?}: unknown kind"),
         }
+    }
+    Ok(())
+}
+
+fn contents(extra: Option<&Extra>) -> Result<Contents> {
+    let rootfs = cache::selftests().join("rootfs");
+    let mut all = Contents::default();
+    let mut missing = Vec::new();
+    read_manifest(&rootfs.join("manifest"), &mut all, &mut missing)?;
+    if let Some(extra) = extra {
+        read_manifest(&extra.manifest, &mut all, &mut missing)?;
     }
     if !missing.is_empty() {
         bail!(
@@ -143,14 +167,20 @@ fn contents() -> Result<Contents> {
         let name = program.file_name().context("a program has a name")?;
         all.files.insert(Path::new(OWN).join(name), program.clone());
     }
+    if let Some(extra) = extra {
+        all.files.extend(extra.files.iter().cloned());
+    }
     let libraries = libraries(all.files.values())?;
     all.files.extend(libraries);
 
-    let overlay = rootfs.join("files");
-    for path in glob::glob(&overlay.join("**/*").to_string_lossy())?.flatten() {
-        if path.is_file() {
-            let place = Path::new("/").join(path.strip_prefix(&overlay)?);
-            all.files.insert(place, path);
+    let mut overlays = vec![rootfs.join("files")];
+    overlays.extend(extra.into_iter().flat_map(|e| e.overlays.iter().cloned()));
+    for overlay in overlays {
+        for path in glob::glob(&overlay.join("**/*").to_string_lossy())?.flatten() {
+            if path.is_file() {
+                let place = Path::new("/").join(path.strip_prefix(&overlay)?);
+                all.files.insert(place, path);
+            }
         }
     }
     Ok(all)

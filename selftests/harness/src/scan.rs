@@ -79,6 +79,8 @@ pub struct Splat {
     pub line: usize,
     /// Its first line.
     pub title: String,
+    /// It opens a report of the kernel; else it is a message, as a broken disk may cause as well.
+    pub report: bool,
     /// The lines around it.
     pub lines: Vec<String>,
 }
@@ -141,6 +143,7 @@ pub fn scan(log: &str) -> (Vec<Splat>, Vec<String>) {
         splats.push(Splat {
             line: at + 1,
             title: line.trim().to_string(),
+            report: opens,
             lines: lines[at.saturating_sub(BEFORE)..end]
                 .iter()
                 .map(|l| l.to_string())

@@ -198,7 +198,7 @@ fn set_up(job: &Job) -> Result<()> {
 }
 
 fn disks() -> impl Iterator<Item = (String, String)> {
-    (0..job::DISKS).flat_map(|i| {
+    (0..job::MAX_DISKS).flat_map(|i| {
         [
             (format!("pinwb-disk{i}"), format!("PINWB_DISK{i}")),
             (format!("pinwb-view{i}"), format!("PINWB_VIEW{i}")),
