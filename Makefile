@@ -30,7 +30,7 @@ help: ## this list
 	@echo
 	@echo '  KSRC=dir|tarball    another 7.2.y kernel than the distribution'\''s package'
 	@echo '  PINWB_CACHE=dir     where trees, builds and downloads go (now $(PINWB_CACHE))'
-	@echo '  ARGS=...            more arguments for the harness (check, matrix, demo, crash, stress, vm, bench-pin)'
+	@echo '  ARGS=...            more arguments for the harness (see its --help)'
 
 deps: ## install what is needed (as root), or print how
 	@scripts/deps
@@ -116,6 +116,18 @@ stress: kernel ## random histories: FS= MKFS_OPTS= MOUNT_OPTS= MINUTES= OPS= SEE
 		$(if $(SEED),--seed '$(SEED)') $(if $(KNOCK_OUT),--knock-out '$(KNOCK_OUT)') \
 		$(if $(REPLAY),--replay '$(REPLAY)') $(ARGS)
 
+# Before a kernel is built for it.
+xfstests-there:
+	@[ -x '$(XFSTESTS)/ltp/fsx' ] || { \
+		echo 'XFSTESTS=$(XFSTESTS): not a checkout of xfstests that was built with make' >&2; \
+		exit 1; }
+
+xfstests: xfstests-there kernel ## run XFSTESTS=dir, a built checkout: FS=ext4 TESTS="-g quick" PINSTORM=1
+	@$(harness) xfstests --kernel '$(PINWB_KERNEL)' --checkout '$(abspath $(XFSTESTS))' \
+		--fs '$(or $(FS),ext4)' --mkfs-opts '$(MKFS_OPTS)' --mount-opts '$(MOUNT_OPTS)' \
+		--tests '$(or $(TESTS),@pinwb)' $(if $(filter-out 0,$(PINSTORM)),--pinstorm) \
+		$(if $(filter-out 0,$(FRESH)),--fresh $(if $(filter all,$(FRESH)),all,run)) $(ARGS)
+
 bench-pin: uml uml-nopinwb kernel kernel-nopinwb ## cost of pins, with and without the subsystem
 	@$(harness) bench-pin $(ARGS)
 
@@ -126,4 +138,4 @@ distclean: ## delete this checkout's builds and tree; downloads and ccache stay
 	rm -rf '$(work)'
 
 # Every target with a help text is a command, not a file.
-.PHONY: $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST))) xfstests-there

@@ -22,6 +22,8 @@ mod mounted;
 mod numa;
 mod options;
 mod pagemap;
+mod pin;
+mod pinstorm;
 mod stamp;
 mod stress;
 mod tap;
@@ -107,6 +109,28 @@ enum Command {
     /// The sending side of an RDMA test; orders come from standard input
     #[command(hide = true)]
     VerbsPeer,
+    /// Pin random ranges of other programs' files until killed
+    Pinstorm {
+        #[command(flatten)]
+        options: pinstorm::Options,
+    },
+    /// Pin a range of a file, and write through the pins as standard input says
+    Pin {
+        #[command(flatten)]
+        place: pin::Place,
+    },
+    /// Write what a round of `pin` would
+    Fill {
+        round: u32,
+        #[command(flatten)]
+        place: pin::Place,
+    },
+    /// Compare a range of a file with what a round of `pin` wrote
+    Verify {
+        round: u32,
+        #[command(flatten)]
+        place: pin::Place,
+    },
     /// Register a mapped file and wait to be killed
     #[command(hide = true)]
     HoldPins(holder::Orders),
@@ -184,6 +208,10 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::VerbsPeer => verbs::run_peer()?,
         Command::HoldPins(orders) => orders.follow()?,
+        Command::Pinstorm { options } => pinstorm::run(&options)?,
+        Command::Pin { place } => pin::pin(&place)?,
+        Command::Fill { round, place } => pin::fill(&place, round)?,
+        Command::Verify { round, place } => pin::verify(&place, round)?,
     }
     Ok(ExitCode::SUCCESS)
 }

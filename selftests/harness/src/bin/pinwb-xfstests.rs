@@ -112,6 +112,8 @@ fn check(orders: &Orders) -> Command {
         .env("DM_DISABLE_UDEV", "1");
     if orders.pinstorm.is_some() {
         command.env("PATH", format!("{WRAPPERS}:{path}"));
+        // Collapse and insert range of a pinned file are refused.
+        command.env("FSX_AVOID", "-C -I");
     }
     if !orders.mkfs.is_empty() {
         command.env("MKFS_OPTIONS", &orders.mkfs);

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pins for tests that are shell scripts.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context as _, Result};
+use clap::Args;
+
+use crate::context::expect_contents;
+use crate::device::{errno, Dma};
+use crate::map::Mapping;
+use crate::stamp::Stamp;
+use crate::uring::Uring;
+
+/// Every file of these tests has this number, so that what one process wrote another one can check.
+const FILE: u32 = 0x9_1b1b;
+
+/// A range of a file, in bytes.
+#[derive(Args, Debug)]
+pub struct Place {
+    /// The file
+    file: PathBuf,
+    /// Where the range starts
+    #[arg(default_value_t = 0)]
+    offset: u64,
+    /// How long it is [default: to the end of the file]
+    len: Option<u64>,
+}
+
+impl Place {
+    fn range(&self, file: &File) -> Result<Range<u64>> {
+        let end = match self.len {
+            Some(len) => self.offset + len,
+            None => file.metadata()?.len(),
+        };
+        match self.offset % 8 == 0 && self.offset < end {
+            true => Ok(self.offset..end),
+            false => bail!("bytes {}..{end} are no range to pin", self.offset),
+        }
+    }
+}
+
+fn stamp(round: u32) -> Stamp {
+    Stamp { file: FILE, round }
+}
+
+/// Registers a range with an io_uring and obeys standard input. A line each is answered:
+///
+/// - `dma ROUND [OFFSET LEN]` writes through the pins;
+/// - `unpin` releases them.
+///
+/// Says `pinned` first, or `refused ERRNO` and ends. At the end of input all is released.
+pub fn pin(place: &Place) -> Result<()> {
+    let file = open(&place.file)?;
+    let range = place.range(&file)?;
+    // The device counts from the start of the file, so all of it is mapped.
+    let map = Mapping::shared(&file, 0, range.end as usize)?;
+    let mut ring = match Uring::register(&map, range.clone()) {
+        Ok(ring) => Some(ring),
+        Err(error) => {
+            let Some(number) = errno(&error) else {
+                return Err(error);
+            };
+            println!("refused {number}");
+            return Ok(());
+        }
+    };
+    // Neither may keep the filesystem busy.
+    drop((map, file));
+    say("pinned")?;
+    for line in io::stdin().lock().lines() {
+        let answer = obey(&line?, &mut ring, &range);
+        match answer {
+            Ok(()) => say("ok")?,
+            Err(error) => say(&format!("error: {error:#}"))?,
+        }
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> io::Result<()> {
+    let mut output = io::stdout();
+    writeln!(output, "{line}")?;
+    output.flush()
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn obey(line: &str, ring: &mut Option<Uring>, all: &Range<u64>) -> Result<()> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    match words[..] {
+        ["unpin"] => match ring.take() {
+            Some(ring) => Box::new(ring).unpin(),
+            None => bail!("not pinned"),
+        },
+        ["dma", round] => write(ring, round.parse()?, all.clone()),
+        ["dma", round, offset, len] => {
+            let offset: u64 = offset.parse()?;
+            write(ring, round.parse()?, offset..offset + len.parse::<u64>()?)
+        }
+        _ => bail!("what is {line:?}?"),
+    }
+}
+
+fn write(ring: &mut Option<Uring>, round: u32, range: Range<u64>) -> Result<()> {
+    let ring = ring.as_mut().context("not pinned")?;
+    ring.write(stamp(round), range)
+}
+
+/// Fails unless a range of a file reads as a round wrote it.
+pub fn verify(place: &Place, round: u32) -> Result<()> {
+    let file =
+        File::open(&place.file).with_context(|| format!("cannot open {}", place.file.display()))?;
+    expect_contents(&file, place.range(&file)?, stamp(round))
+}
+
+/// Writes a round to a file by write(2).
+pub fn fill(place: &Place, round: u32) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&place.file)?;
+    let range = place.range(&file)?;
+    let bytes = stamp(round).bytes(range.start, (range.end - range.start) as usize);
+    Ok(file.write_all_at(&bytes, range.start)?)
+}
