@@ -203,6 +203,9 @@ enum Verb {
         /// Only make the baseline
         #[arg(long)]
         baseline_only: bool,
+        /// Compare with no baseline: every failure counts
+        #[arg(long, conflicts_with = "baseline_only")]
+        no_baseline: bool,
         /// Seconds that a test may take
         #[arg(long, default_value_t = 900)]
         limit: u64,
@@ -333,6 +336,7 @@ fn run(verb: Verb) -> Result<u8> {
             seed,
             fresh,
             baseline_only,
+            no_baseline,
             limit,
             disk,
         } => xfstests::xfstests(&xfstests::Options {
@@ -345,6 +349,7 @@ fn run(verb: Verb) -> Result<u8> {
             seed,
             fresh,
             baseline_only,
+            no_baseline,
             limit,
             disk,
             config: guest.config(),
