@@ -127,6 +127,9 @@ enum Command {
     },
     /// Compare a range of a file with what a round of `pin` wrote
     Verify {
+        /// A sector may also be all zeroes
+        #[arg(long)]
+        or_zero: bool,
         round: u32,
         #[command(flatten)]
         place: pin::Place,
@@ -211,7 +214,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Pinstorm { options } => pinstorm::run(&options)?,
         Command::Pin { place } => pin::pin(&place)?,
         Command::Fill { round, place } => pin::fill(&place, round)?,
-        Command::Verify { round, place } => pin::verify(&place, round)?,
+        Command::Verify {
+            or_zero,
+            round,
+            place,
+        } => pin::verify(&place, round, or_zero)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context as _, Result};
@@ -13,7 +14,7 @@ use clap::Args;
 use crate::context::expect_contents;
 use crate::device::{errno, Dma};
 use crate::map::Mapping;
-use crate::stamp::Stamp;
+use crate::stamp::{self, Stamp, SECTOR};
 use crate::uring::Uring;
 
 /// Every file of these tests has this number, so that what one process wrote another one can check.
@@ -117,16 +118,32 @@ fn write(ring: &mut Option<Uring>, round: u32, range: Range<u64>) -> Result<()> 
     ring.write(stamp(round), range)
 }
 
-/// Fails unless a range of a file reads as a round wrote it.
-pub fn verify(place: &Place, round: u32) -> Result<()> {
+/// Fails unless a range of a file reads as a round wrote it. With `or_zero`, sectors may be zeroes instead:
+/// pages that were cut off from the file with their device still writing are either.
+pub fn verify(place: &Place, round: u32, or_zero: bool) -> Result<()> {
     let file =
         File::open(&place.file).with_context(|| format!("cannot open {}", place.file.display()))?;
-    expect_contents(&file, place.range(&file)?, stamp(round))
+    let range = place.range(&file)?;
+    if !or_zero {
+        return expect_contents(&file, range, stamp(round));
+    }
+    let mut found = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(&mut found, range.start)?;
+    let mut expected = stamp(round).bytes(range.start, found.len());
+    for (expected, found) in expected.chunks_mut(SECTOR).zip(found.chunks(SECTOR)) {
+        if found.iter().all(|byte| *byte == 0) {
+            expected.fill(0);
+        }
+    }
+    let difference = stamp::compare(&expected, &found, range.start, stamp(round));
+    match difference.sectors {
+        0 => Ok(()),
+        sectors => bail!("{sectors} sectors:\n{}", difference.notes.join("\n")),
+    }
 }
 
 /// Writes a round to a file by write(2).
 pub fn fill(place: &Place, round: u32) -> Result<()> {
-    use std::os::unix::fs::FileExt;
     let file = OpenOptions::new()
         .write(true)
         .create(true)

@@ -38,6 +38,8 @@ use crate::uring::Uring;
 const LOCK: &str = "/run/pinstorm.lock";
 /// Ranges that are pinned at a time.
 const HELD: usize = 24;
+/// Names that are tried in one go: many are empty files, or none at all any more.
+const TRIES: u32 = 8;
 /// Directory of the storm's own files.
 const OWN: &str = ".pinstorm";
 const OWN_FILES: usize = 4;
@@ -135,16 +137,21 @@ pub fn run(options: &Options) -> Result<()> {
         held.retain(|(until, _)| *until > now);
         // An unmount that is under way is not waited for: the pins that are due must go meanwhile.
         if let Some(_open) = Shared::try_lock(&lock) {
-            let mount = random.pick(&options.mounts).cloned();
-            if let Some(mount) = mount.filter(|m| held.len() < HELD && is_mount_point(m)) {
-                match pin_some_file(&mount, &mut random) {
+            let mut mounts: Vec<&PathBuf> = options.mounts.iter().collect();
+            mounts.retain(|mount| held.len() < HELD && is_mount_point(mount));
+            for _ in 0..TRIES {
+                let Some(mount) = random.pick(&mounts) else {
+                    break;
+                };
+                match pin_some_file(mount, &mut random) {
+                    Ok(None) => continue,
                     Ok(Some(ring)) => {
                         counts.pinned += 1;
                         held.push((now + random.hold(), ring));
                     }
-                    Ok(None) => {}
                     Err(_) => counts.refused += 1,
                 }
+                break;
             }
             let mine = random.below(4 * OWN_FILES as u64) as usize;
             if let Some(own) = own.get_mut(mine) {

@@ -123,7 +123,8 @@ impl Reader {
         self.pending.extend_from_slice(bytes);
         while let Some(end) = self.pending.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = self.pending.drain(..=end).collect();
-            self.line(String::from_utf8_lossy(&line).trim_end(), &mut said);
+            let line = String::from_utf8_lossy(&line).into_owned();
+            self.line(line.trim_end_matches(['\n', '\r']), &mut said);
         }
         let start = String::from_utf8_lossy(&self.pending).into_owned();
         if let Some(name) = self.name(&start) {
