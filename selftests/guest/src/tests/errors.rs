@@ -88,10 +88,9 @@ pub fn expect_sync_fails(file: &File, errnos: &[i32], when: &str) -> Result<()> 
 /// Fails unless memory has what the round wrote, and all of it is dirty.
 pub fn expect_kept(pinned: &Pinned, round: u32, when: &str) -> Result<()> {
     let len = pinned.map.len();
-    let expected = pinned.stamp.round(round).bytes(0, len);
-    if pinned.map.load(0, len) != expected {
-        bail!("{when}: the data is no longer in memory");
-    }
+    // By read(2): a load through the mapping is killed if a page is gone and can't be read.
+    expect_contents(&pinned.file, 0..len as u64, pinned.stamp.round(round))
+        .with_context(|| format!("{when}: the data is no longer in memory"))?;
     let dirty = PageFlags::open()?.count(&pinned.map, 0..len, DIRTY)?;
     expect_eq(&format!("{when}: dirty pages"), dirty, len / PAGE)
 }

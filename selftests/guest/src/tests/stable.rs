@@ -25,11 +25,12 @@ pub const TESTS: &[Test] = &[
         .proves(&[I2])
         .without("no_copy")
         .timeout(400),
+    // Without the copy this fails on a busy machine only: the array sends data right after it has
+    // computed their parity.
     Test::new("stable.raid5", raid5)
         .on(Layer::Raid5)
         .once()
-        .proves(&[I2])
-        .without("no_copy"),
+        .proves(&[I2]),
     Test::new("stable.protection", protection)
         .on(Layer::Protection)
         .once()
