@@ -9,7 +9,9 @@
 #[cfg(CONFIG_PINWB_DEBUG)]
 mod switches {
     use kernel::{
+        bindings,
         debugfs::ScopedDir,
+        mm::folio::Folio,
         sync::atomic::{
             Atomic,
             Relaxed, //
@@ -87,6 +89,12 @@ mod switches {
         always_sticky: c"always_sticky" => ALWAYS_STICKY;
     }
 
+    /// The heuristic that this subsystem was built to replace, in place of counting.
+    pub(crate) fn guess_pinned(folio: &Folio) -> bool {
+        // SAFETY: The folio is valid.
+        guess_pins() && unsafe { bindings::pinwb_guess_pinned(folio.as_raw()) }
+    }
+
     delays! {
         /// Between get_user_pages() and admission.
         delay_admission: c"admit_ms" => ADMIT_MS;
@@ -97,6 +105,8 @@ mod switches {
 
 #[cfg(not(CONFIG_PINWB_DEBUG))]
 mod switches {
+    use kernel::mm::folio::Folio;
+
     pub(crate) const fn no_copy() -> bool {
         false
     }
@@ -121,7 +131,8 @@ mod switches {
         false
     }
 
-    pub(crate) const fn guess_pins() -> bool {
+    #[inline(always)]
+    pub(crate) fn guess_pinned(_folio: &Folio) -> bool {
         false
     }
 

@@ -23,14 +23,7 @@ use kernel::{
 /// Context: any. For what the answer is worth see `ledger.rs`.
 #[inline]
 pub(crate) fn is_pinned(folio: &Folio) -> bool {
-    LEDGER.get(folio.pfn()).count() != 0 || (debug::guess_pins() && guess(folio))
-}
-
-/// The knock-out of counting: the heuristic that this subsystem was built to replace.
-#[cold]
-fn guess(folio: &Folio) -> bool {
-    // SAFETY: The folio is valid.
-    unsafe { bindings::pinwb_guess_pinned(folio.as_raw()) }
+    LEDGER.get(folio.pfn()).count() != 0 || debug::guess_pinned(folio)
 }
 
 /// The knock-out of never waiting: what was proposed for `folio_mkclean()`.

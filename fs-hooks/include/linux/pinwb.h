@@ -62,11 +62,6 @@ static inline bool pinwb_knockout_sticky(void)
 {
 	return false;
 }
-
-static inline bool pinwb_guess_pinned(const struct folio *folio)
-{
-	return false;
-}
 #endif
 
 #ifdef CONFIG_PINWB

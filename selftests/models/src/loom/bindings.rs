@@ -469,11 +469,6 @@ pub(crate) unsafe fn pinwb_folio_is_counted(_: *const folio) -> bool {
     true
 }
 
-/// Never called: the knock-out that it belongs to has no model.
-pub(crate) unsafe fn pinwb_guess_pinned(_: *const folio) -> bool {
-    false
-}
-
 /// Without the accounting.
 pub(crate) unsafe fn pinwb_redirty_folio(folio: *mut folio) {
     // SAFETY: The folio is valid.

@@ -4,6 +4,8 @@
 
 use std::cell::Cell;
 
+use crate::mm::folio::Folio;
+
 /// A step to leave out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Knockout {
@@ -57,7 +59,7 @@ pub(crate) fn wait_for_pin() -> bool {
 }
 
 /// A heuristic on reference counts has no model here.
-pub(crate) fn guess_pins() -> bool {
+pub(crate) fn guess_pinned(_: &Folio) -> bool {
     false
 }
 
