@@ -91,6 +91,7 @@ pub fn expect_kept(pinned: &Pinned, round: u32, when: &str) -> Result<()> {
     // By read(2): a load through the mapping is killed if a page is gone and can't be read.
     expect_contents(&pinned.file, 0..len as u64, pinned.stamp.round(round))
         .with_context(|| format!("{when}: the data is no longer in memory"))?;
+    pinned.map.touch();
     let dirty = PageFlags::open()?.count(&pinned.map, 0..len, DIRTY)?;
     expect_eq(&format!("{when}: dirty pages"), dirty, len / PAGE)
 }
