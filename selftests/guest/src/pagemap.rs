@@ -5,8 +5,10 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context as _, Result};
 
 use crate::map::{Mapping, PAGE};
 
@@ -44,18 +46,28 @@ impl PageFlags {
         Ok(u64::from_ne_bytes(word))
     }
 
+    /// The page frame number behind an address, if a page is mapped there. Migration unmaps pages that it
+    /// then finds it can't move, and maps them again.
+    fn frame(&self, address: usize) -> Result<Option<u64>> {
+        for _ in 0..100 {
+            let entry = Self::number(&self.pagemap, (address / PAGE) as u64)?;
+            if entry >> 63 != 0 {
+                return Ok(Some(entry & ((1 << 55) - 1)));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(None)
+    }
+
     /// The page frame numbers of `range`, given in bytes of the mapping. All must be mapped.
     pub fn frames(&self, map: &Mapping, range: Range<usize>) -> Result<Vec<u64>> {
-        let mut frames = Vec::new();
-        for offset in range.step_by(PAGE) {
-            let address = (map.address() + offset) as u64;
-            let entry = Self::number(&self.pagemap, address / PAGE as u64)?;
-            if entry >> 63 == 0 {
-                bail!("the page at byte {offset} is not mapped");
-            }
-            frames.push(entry & ((1 << 55) - 1));
-        }
-        Ok(frames)
+        range
+            .step_by(PAGE)
+            .map(|offset| {
+                self.frame(map.address() + offset)?
+                    .with_context(|| format!("the page at byte {offset} is not mapped"))
+            })
+            .collect()
     }
 
     /// The flags of one page frame.
