@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context as _, Result};
@@ -90,6 +90,16 @@ impl Context {
             .write(true)
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))
+    }
+
+    /// Opens a file for direct I/O.
+    pub fn open_direct(&self, name: &str) -> Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(self.path(name))
+            .with_context(|| format!("cannot open {name} with O_DIRECT"))
     }
 
     /// The device that is mounted.

@@ -65,18 +65,7 @@ impl RawDisk {
             let start = position / PAGE as u64 * PAGE as u64;
             let end = range.end.min(position + CHUNK as u64);
             let len = (end - start).next_multiple_of(PAGE as u64) as usize;
-            // SAFETY: `len` is at most the buffer's length, and nothing else uses the buffer.
-            let read = unsafe {
-                libc::pread(
-                    self.file.as_raw_fd(),
-                    buffer.address() as *mut libc::c_void,
-                    len,
-                    start as libc::off_t,
-                )
-            };
-            if read < 0 {
-                return Err(io::Error::last_os_error());
-            }
+            let read = buffer.read_from(&self.file, len, start)?;
             if (read as u64) < end - start {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -125,6 +125,23 @@ impl Mapping {
         }
     }
 
+    /// pread(2) of `len` bytes of `file` from byte `at` on, to the start of the mapping.
+    pub fn read_from(&self, file: &File, len: usize, at: u64) -> io::Result<usize> {
+        assert!(len <= self.len);
+        // SAFETY: the range is inside the mapping, whose bytes nothing borrows.
+        let read = unsafe { libc::pread(file.as_raw_fd(), self.address.cast(), len, at as i64) };
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// pwrite(2) of the first `len` bytes of the mapping to byte `at` of `file`.
+    pub fn write_to(&self, file: &File, len: usize, at: u64) -> io::Result<usize> {
+        assert!(len <= self.len);
+        // SAFETY: the range is inside the mapping.
+        let written =
+            unsafe { libc::pwrite(file.as_raw_fd(), self.address.cast(), len, at as i64) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Reads one byte of each page, so that all are mapped.
     pub fn touch(&self) {
         for offset in (0..self.len).step_by(PAGE) {

@@ -3,7 +3,6 @@
 //! Does the steps of a history, to files and to their models.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
@@ -186,21 +185,9 @@ impl<'a> Worker<'a> {
             Op::WriteDirect { at, len, data } => {
                 let bytes = pattern.at(data, len);
                 self.aligned.store(0, bytes);
-                // SAFETY: the buffer is mapped, and as long as is said.
-                let written = unsafe {
-                    libc::pwrite(
-                        handles.direct.as_raw_fd(),
-                        self.aligned.address() as *const libc::c_void,
-                        len as usize,
-                        at as i64,
-                    )
-                };
-                if written != len as isize {
-                    let error = io::Error::last_os_error();
-                    return mismatch(
-                        Kind::Error,
-                        format!("direct write of {len} at {at}: {written}, {error}"),
-                    );
+                let written = self.aligned.write_to(&handles.direct, len as usize, at);
+                if fail(written, "direct write")? != len as usize {
+                    return mismatch(Kind::Error, format!("short direct write of {len} at {at}"));
                 }
                 model.write(at, bytes);
             }
@@ -217,20 +204,8 @@ impl<'a> Worker<'a> {
             }
             Op::ReadDirect { at, len } => {
                 let end = model.len().min(at + len);
-                // SAFETY: the buffer is mapped, and as long as is said.
-                let read = unsafe {
-                    libc::pread(
-                        handles.direct.as_raw_fd(),
-                        self.aligned.address() as *mut libc::c_void,
-                        len as usize,
-                        at as i64,
-                    )
-                };
-                if read < 0 {
-                    let error = io::Error::last_os_error();
-                    return mismatch(Kind::Error, format!("direct read: {error}"));
-                }
-                let found = self.aligned.load(0, read as usize);
+                let read = self.aligned.read_from(&handles.direct, len as usize, at);
+                let found = self.aligned.load(0, fail(read, "direct read")?);
                 let expected = subject
                     .model
                     .bytes()

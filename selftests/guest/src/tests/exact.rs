@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 use std::time::Duration;
 
@@ -342,21 +341,12 @@ fn short_term_pins(context: &Context) -> Result<()> {
     let (file, map) = small_folios(context, "file", PAGES)?;
     let stamp = Stamp::fresh();
     context.written("other", PAGES * PAGE as u64, stamp, MIB as usize)?;
-    let other = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(context.path("other"))?;
+    let other = context.open_direct("other")?;
     let device = Kind::Uring.attach(&map, bytes(LONG_TERM))?;
     let before = foll_pins()?;
     let hold = Hold::start()?;
-    let read = thread::scope(|scope| -> Result<isize> {
-        let read = scope.spawn(|| {
-            // SAFETY: all of `map` is mapped; its contents are never borrowed.
-            unsafe {
-                let pages = map.address() as *mut libc::c_void;
-                libc::pread(other.as_raw_fd(), pages, map.len(), 0)
-            }
-        });
+    let read = thread::scope(|scope| -> Result<usize> {
+        let read = scope.spawn(|| map.read_from(&other, map.len(), 0));
         thread::sleep(Duration::from_millis(300));
         let early = read.is_finished();
         let pinned = foll_pins()? - before;
@@ -366,16 +356,16 @@ fn short_term_pins(context: &Context) -> Result<()> {
             bail!("the reading thread panicked");
         };
         if early {
-            bail!("the direct read returned {read} while its I/O was held");
+            bail!("the direct read returned {read:?} while its I/O was held");
         }
         diag!("{pinned} pins of any kind were taken meanwhile");
         if pinned < PAGES {
             bail!("{pinned} pages were pinned for the direct read");
         }
         counted?;
-        Ok(read)
+        Ok(read?)
     })?;
-    expect_eq("bytes read", read, map.len() as isize)?;
+    expect_eq("bytes read", read, map.len())?;
     expect_eq(
         "what was read is there",
         map.load(0, map.len()) == stamp.bytes(0, map.len()),

@@ -270,12 +270,7 @@ impl<'a> Scene<'a> {
     }
 
     fn direct(&self) -> Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(self.context.path(self.name))
-            .context("cannot open with O_DIRECT")
+        self.context.open_direct(self.name)
     }
 }
 
@@ -424,22 +419,14 @@ fn freeze(scene: &Scene<'_>) -> Result<()> {
 
 fn direct_read(scene: &Scene<'_>) -> Result<()> {
     let buffer = Mapping::anonymous(LEN as usize)?;
-    // SAFETY: the buffer is mapped, and as long as is said.
-    let read = unsafe {
-        let buffer = buffer.address() as *mut libc::c_void;
-        libc::pread(scene.direct()?.as_raw_fd(), buffer, LEN as usize, 0)
-    };
-    expect_eq("bytes read", read, LEN as isize)
+    let read = buffer.read_from(&scene.direct()?, LEN as usize, 0)?;
+    expect_eq("bytes read", read, LEN as usize)
 }
 
 fn direct_write(scene: &Scene<'_>) -> Result<()> {
     let buffer = Mapping::anonymous(LEN as usize)?;
-    // SAFETY: the buffer is mapped, and as long as is said.
-    let written = unsafe {
-        let buffer = buffer.address() as *const libc::c_void;
-        libc::pwrite(scene.direct()?.as_raw_fd(), buffer, LEN as usize, 0)
-    };
-    expect_eq("bytes written", written, LEN as isize)
+    let written = buffer.write_to(&scene.direct()?, LEN as usize, 0)?;
+    expect_eq("bytes written", written, LEN as usize)
 }
 
 /// Another process stores to every page, through page table entries that writeback protects again and

@@ -2,10 +2,9 @@
 
 //! The races that the design is about, each as a story with an ending.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use crate::map::{Mapping, PAGE};
 use crate::pagemap::{PageFlags, DIRTY, WRITEBACK};
 use crate::stamp::Stamp;
 use crate::tap::Invariant::{I1, I2, I4, I6};
-use crate::tap::{skip, Test};
+use crate::tap::{expect_eq, skip, Test};
 
 pub const TESTS: &[Test] = &[
     Test::new("story1.admitted_after_writeback", story1)
@@ -103,10 +102,7 @@ fn story2(context: &Context) -> Result<()> {
     let half = len / 2;
     let stamp = Stamp::fresh();
     let (file, map) = settled(context, "file", len, stamp)?;
-    let direct = OpenOptions::new()
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(context.path("file"))?;
+    let direct = context.open_direct("file")?;
     let aligned = Mapping::anonymous(len as usize)?;
     aligned.store(0, &stamp.round(2).bytes(0, len as usize));
     let restarts = Stats::read()?.get("admit_restarts");
@@ -114,20 +110,14 @@ fn story2(context: &Context) -> Result<()> {
     let mut device = thread::scope(|scope| {
         let pin = scope.spawn(|| Kind::Uring.attach(&map, 0..len));
         thread::sleep(Duration::from_millis(u64::from(WINDOW) / 3));
-        // SAFETY: the buffer is mapped, and as long as is said.
-        let written = unsafe {
-            let bytes = aligned.address() as *const libc::c_void;
-            libc::pwrite(direct.as_raw_fd(), bytes, len as usize, 0)
-        };
+        let written = aligned.write_to(&direct, len as usize, 0);
         let early = !pin.is_finished();
         drop(delay);
         let device = match pin.join() {
             Ok(device) => device?,
             Err(_) => bail!("the pinning thread panicked"),
         };
-        if written != len as isize {
-            bail!("the direct write returned {written}");
-        }
+        expect_eq("direct write", written?, len as usize)?;
         if !early {
             return skip("the pin was admitted before the direct write");
         }

@@ -260,26 +260,16 @@ struct Direct {
 
 impl Direct {
     fn open(context: &Context, name: &str, len: u64) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(context.path(name))?;
+        let file = context.open_direct(name)?;
         let buffer = Mapping::anonymous(len as usize)?;
         Ok(Self { file, buffer })
     }
 
     fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let len = (range.end - range.start) as usize;
-        assert!(len <= self.buffer.len());
-        // SAFETY: the buffer is mapped, and at least `len` bytes long.
-        let read = unsafe {
-            let buffer = self.buffer.address() as *mut libc::c_void;
-            libc::pread(self.file.as_raw_fd(), buffer, len, range.start as i64)
-        };
-        match read {
-            -1 => Err(io::Error::last_os_error()).context("direct read"),
-            read if read as usize == len => Ok(self.buffer.load(0, len)),
+        let read = self.buffer.read_from(&self.file, len, range.start);
+        match read.context("direct read")? {
+            read if read == len => Ok(self.buffer.load(0, len)),
             read => bail!("direct read: {read} bytes of {len}"),
         }
     }
@@ -287,14 +277,9 @@ impl Direct {
     fn write(&self, stamp: Stamp, range: Range<u64>) -> Result<()> {
         let len = (range.end - range.start) as usize;
         self.buffer.store(0, &stamp.bytes(range.start, len));
-        // SAFETY: the buffer is mapped, and at least `len` bytes long.
-        let written = unsafe {
-            let buffer = self.buffer.address() as *const libc::c_void;
-            libc::pwrite(self.file.as_raw_fd(), buffer, len, range.start as i64)
-        };
-        match written {
-            -1 => Err(io::Error::last_os_error()).context("direct write"),
-            written if written as usize == len => Ok(()),
+        let written = self.buffer.write_to(&self.file, len, range.start);
+        match written.context("direct write")? {
+            written if written == len => Ok(()),
             written => bail!("direct write: {written} bytes of {len}"),
         }
     }

@@ -6,10 +6,10 @@
 //!
 //! Writeback asks about pins only where there were some, so every file here was pinned once.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -225,17 +225,10 @@ fn reads(context: &Context) -> Result<()> {
 fn direct_io(context: &Context) -> Result<()> {
     let unpinned = Unpinned::new(context)?;
     context.create("other")?;
-    let other = OpenOptions::new()
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(context.path("other"))?;
+    let other = context.open_direct("other")?;
     let written = unpinned.write_back_while(|u| {
-        // SAFETY: all of the mapping is mapped.
-        let written = unsafe {
-            let pages = u.map.address() as *const libc::c_void;
-            libc::pwrite(other.as_raw_fd(), pages, u.map.len(), 0)
-        };
-        expect_eq("direct write", written, u.map.len() as isize)?;
+        let written = u.map.write_to(&other, u.map.len(), 0)?;
+        expect_eq("direct write", written, u.map.len())?;
         Ok(1)
     })?;
     diag!("{written} direct writes");
