@@ -3,7 +3,9 @@
 //! The filesystems that the tests run on.
 
 use std::ffi::CString;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -115,6 +117,29 @@ pub fn run(command: &mut Command) -> Result<String> {
         bail!("{command:?}: {}\n{}", output.status, text.trim_end());
     }
     Ok(text)
+}
+
+/// Freezes the filesystem that `root` is on, does something, and thaws it.
+pub fn while_frozen<T>(root: &Path, body: impl FnOnce() -> T) -> io::Result<T> {
+    const FIFREEZE: libc::c_ulong = 0xc004_5877;
+    const FITHAW: libc::c_ulong = 0xc004_5878;
+    let root = File::open(root)?;
+    let call = |request: libc::c_ulong| {
+        // SAFETY: the descriptor is open; neither request looks at its argument.
+        match unsafe { libc::ioctl(root.as_raw_fd(), request as _, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    call(FIFREEZE)?;
+    let done = body();
+    call(FITHAW)?;
+    Ok(done)
+}
+
+/// Drops all that can be dropped from page cache and slabs.
+pub fn drop_caches() -> Result<()> {
+    fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop caches")
 }
 
 /// Joins mount options that may be empty.

@@ -65,13 +65,13 @@ pub struct Permit(());
 
 /// `pattern` is a regular expression for lines of the log.
 pub fn permit(pattern: &str) -> Permit {
-    let _ = std::fs::write("/dev/kmsg", format!("pinwb-expect: {pattern}"));
+    expect(pattern);
     Permit(())
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let _ = std::fs::write("/dev/kmsg", "pinwb-expect-end");
+        write(EXPECT_END);
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::worker::drop_caches;
+use crate::fs::drop_caches;
+use crate::numa;
 
 const WRITEBACK: &str = "/proc/sys/vm/dirty_writeback_centisecs";
 const EXPIRE: &str = "/proc/sys/vm/dirty_expire_centisecs";
@@ -47,7 +48,7 @@ impl Pressure {
             while !seen.load(Ordering::Relaxed) {
                 thread::sleep(PAUSE);
                 let _ = drop_caches();
-                let _ = fs::write("/proc/sys/vm/compact_memory", "1");
+                let _ = numa::compact();
             }
         });
         Ok(Self {

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
-use anyhow::{bail, Context as _, Result};
+use anyhow::{bail, Result};
 
 use super::mismatch::{check, fail, mismatch, supported, Kind};
 use super::model::{Model, Pin, PinnedPage};
@@ -15,6 +15,7 @@ use super::op::{Op, Step, SyncCall, FILE_MAX, IO_MAX, SLOTS};
 use super::subject::{read_all, Handles, Subject};
 use super::tally::Tally;
 use crate::context::{self, Context};
+use crate::fs as filesystem;
 use crate::ledger;
 use crate::map::{Mapping, PAGE};
 use crate::pagemap::{PageFlags, COMPOUND};
@@ -65,11 +66,6 @@ pub struct Worker<'a> {
     buffer: Vec<u8>,
     /// What was done so far.
     pub tally: Tally,
-}
-
-/// Drops all that can be dropped from page cache and slabs.
-pub fn drop_caches() -> Result<()> {
-    fs::write("/proc/sys/vm/drop_caches", "3").context("drop_caches")
 }
 
 impl<'a> Worker<'a> {
@@ -295,7 +291,7 @@ impl<'a> Worker<'a> {
                     return mismatch(Kind::Error, format!("fadvise: errno {error}"));
                 }
             }
-            Op::DropCaches => drop_caches()?,
+            Op::DropCaches => filesystem::drop_caches()?,
             Op::Clone => return self.clone(file),
             Op::Sync { how } => self.sync_and_compare(file, how)?,
             Op::Replace => {
@@ -412,18 +408,10 @@ impl<'a> Worker<'a> {
     }
 
     fn freeze(&mut self) -> Result<()> {
-        const FIFREEZE: libc::c_ulong = 0xc004_5877;
-        const FITHAW: libc::c_ulong = 0xc004_5878;
-        let root = File::open(self.context.root())?;
-        let call = |request: libc::c_ulong, what: &str| {
-            // SAFETY: the descriptor is open; the argument is not looked at.
-            let done = check(unsafe { libc::ioctl(root.as_raw_fd(), request as _, 0) });
-            fail(done, what)
-        };
-        call(FIFREEZE, "freeze")?;
-        let compared = (0..self.subjects.len()).try_for_each(|file| self.compare(file));
-        call(FITHAW, "thaw")?;
-        compared
+        let compared = filesystem::while_frozen(&self.context.root(), || {
+            (0..self.subjects.len()).try_for_each(|file| self.compare(file))
+        });
+        fail(compared, "freeze or thaw")?
     }
 
     /// Closes all files. Pins are dropped, or go on to pages of no file when the filesystem is unmounted.

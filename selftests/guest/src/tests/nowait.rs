@@ -14,7 +14,6 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 use std::ptr;
@@ -25,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{fallocate, wait_until, Flush, KIB, MIB};
+use super::common::{fallocate, wait_until, Flush, Sysctl, KIB, MIB};
 use crate::cgroup::Cgroup;
 use crate::context::Context;
 use crate::device::Kind;
@@ -137,7 +136,7 @@ pub const TESTS: &[Test] = &[
             .check(c)
     }),
     apart("nowait.drop_caches", |c| {
-        Operation::new(|_| Ok(fs::write("/proc/sys/vm/drop_caches", "3")?))
+        Operation::new(|_| filesystem::drop_caches())
             .busy()
             .check(c)
     }),
@@ -405,16 +404,7 @@ fn fsync_of_another(scene: &Scene<'_>) -> Result<()> {
 }
 
 fn freeze(scene: &Scene<'_>) -> Result<()> {
-    const FIFREEZE: libc::c_ulong = 0xc004_5877;
-    const FITHAW: libc::c_ulong = 0xc004_5878;
-    let root = File::open(scene.context.root())?;
-    for (request, name) in [(FIFREEZE, "FIFREEZE"), (FITHAW, "FITHAW")] {
-        // SAFETY: neither request looks at its argument.
-        if unsafe { libc::ioctl(root.as_raw_fd(), request as _, 0) } != 0 {
-            return Err(io::Error::last_os_error()).context(name);
-        }
-    }
-    Ok(())
+    filesystem::while_frozen(&scene.context.root(), || ()).context("freeze or thaw")
 }
 
 fn direct_read(scene: &Scene<'_>) -> Result<()> {
@@ -569,7 +559,7 @@ fn reclaim(context: &Context) -> Result<()> {
     };
     let own = timed(read).context("without pins")?;
     diag!("without pins: {own:?}");
-    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    filesystem::drop_caches()?;
 
     let file = context.sparse("pinned", PINNED)?;
     let orders = Orders::new(Kind::Uring, &context.path("pinned"));
@@ -590,32 +580,12 @@ fn reclaim(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A value under /proc/sys that goes back to what it was.
-struct Sysctl {
-    path: &'static str,
-    was: String,
-}
-
-impl Sysctl {
-    fn set(path: &'static str, value: u32) -> Result<Self> {
-        let was = fs::read_to_string(path).with_context(|| format!("no {path}"))?;
-        fs::write(path, value.to_string())?;
-        Ok(Self { path, was })
-    }
-}
-
-impl Drop for Sysctl {
-    fn drop(&mut self) {
-        let _ = fs::write(self.path, &self.was);
-    }
-}
-
 /// The kernel's own detector finds nobody who hangs while all sorts of things go on beside a pin. What it
 /// finds it says in the log, where the runner sees it.
 fn hung_tasks(context: &Context) -> Result<()> {
     const HUNG: u32 = 8;
-    let _timeout = Sysctl::set("/proc/sys/kernel/hung_task_timeout_secs", HUNG)?;
-    let _interval = Sysctl::set("/proc/sys/kernel/hung_task_check_interval_secs", 1)?;
+    let _timeout = Sysctl::set("kernel/hung_task_timeout_secs", &HUNG.to_string())?;
+    let _interval = Sysctl::set("kernel/hung_task_check_interval_secs", "1")?;
     let scene = Scene::new(context, "pinned")?;
     let orders = Orders::new(Kind::Uring, &context.path(scene.name));
     let mut holder = hold(&mut orders.command())?;
