@@ -7,12 +7,15 @@ use std::io::{self, BufRead, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
-use anyhow::{bail, Context as _, Result};
+use anyhow::{anyhow, bail, Context as _, Result};
 use clap::Args;
 
 use crate::context::expect_contents;
-use crate::device::{errno, Dma};
+use crate::device::{errno, write_until, Dma};
 use crate::map::Mapping;
 use crate::stamp::{self, Stamp, SECTOR};
 use crate::uring::Uring;
@@ -52,6 +55,7 @@ fn stamp(round: u32) -> Stamp {
 /// Registers a range with an io_uring and obeys standard input. A line each is answered:
 ///
 /// - `dma ROUND [OFFSET LEN]` writes through the pins;
+/// - `start` writes through them without a pause, until `stop`;
 /// - `unpin` releases them.
 ///
 /// Says `pinned` first, or `refused ERRNO` and ends. At the end of input all is released.
@@ -60,8 +64,8 @@ pub fn pin(place: &Place) -> Result<()> {
     let range = place.range(&file)?;
     // The device counts from the start of the file, so all of it is mapped.
     let map = Mapping::shared(&file, 0, range.end as usize)?;
-    let mut ring = match Uring::register(&map, range.clone()) {
-        Ok(ring) => Some(ring),
+    let ring = match Uring::register(&map, range.clone()) {
+        Ok(ring) => ring,
         Err(error) => {
             let Some(number) = errno(&error) else {
                 return Err(error);
@@ -72,15 +76,79 @@ pub fn pin(place: &Place) -> Result<()> {
     };
     // Neither may keep the filesystem busy.
     drop((map, file));
+    let mut pins = Pins {
+        range,
+        ring: Some(ring),
+        writer: None,
+    };
     say("pinned")?;
     for line in io::stdin().lock().lines() {
-        let answer = obey(&line?, &mut ring, &range);
-        match answer {
+        match pins.obey(&line?) {
             Ok(()) => say("ok")?,
             Err(error) => say(&format!("error: {error:#}"))?,
         }
     }
     Ok(())
+}
+
+/// What a process holds, and does with it.
+struct Pins {
+    range: Range<u64>,
+    /// The writer has it while there is one.
+    ring: Option<Uring>,
+    writer: Option<Writer>,
+}
+
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(Uring, Result<u32>)>,
+}
+
+impl Pins {
+    fn obey(&mut self, line: &str) -> Result<()> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["unpin"] => Box::new(self.take()?).unpin(),
+            ["dma", round] => self.write(round.parse()?, self.range.clone()),
+            ["dma", round, offset, len] => {
+                let offset: u64 = offset.parse()?;
+                self.write(round.parse()?, offset..offset + len.parse::<u64>()?)
+            }
+            ["start"] => self.start(),
+            ["stop"] => self.stop(),
+            _ => bail!("what is {line:?}?"),
+        }
+    }
+
+    fn take(&mut self) -> Result<Uring> {
+        self.ring.take().context("not pinned, or writing")
+    }
+
+    fn write(&mut self, round: u32, range: Range<u64>) -> Result<()> {
+        let ring = self.ring.as_mut().context("not pinned, or writing")?;
+        ring.write(stamp(round), range)
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let mut ring = self.take()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (seen, range) = (Arc::clone(&stop), self.range.clone());
+        let thread = thread::spawn(move || {
+            let last = write_until(&mut ring, &seen, stamp(0), range);
+            (ring, last)
+        });
+        self.writer = Some(Writer { stop, thread });
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let writer = self.writer.take().context("nothing is writing")?;
+        writer.stop.store(true, Ordering::Release);
+        let joined = writer.thread.join();
+        let (ring, last) = joined.map_err(|_| anyhow!("the writer panicked"))?;
+        self.ring = Some(ring);
+        last.map(drop)
+    }
 }
 
 fn say(line: &str) -> io::Result<()> {
@@ -95,27 +163,6 @@ fn open(path: &Path) -> Result<File> {
         .write(true)
         .open(path)
         .with_context(|| format!("cannot open {}", path.display()))
-}
-
-fn obey(line: &str, ring: &mut Option<Uring>, all: &Range<u64>) -> Result<()> {
-    let words: Vec<&str> = line.split_whitespace().collect();
-    match words[..] {
-        ["unpin"] => match ring.take() {
-            Some(ring) => Box::new(ring).unpin(),
-            None => bail!("not pinned"),
-        },
-        ["dma", round] => write(ring, round.parse()?, all.clone()),
-        ["dma", round, offset, len] => {
-            let offset: u64 = offset.parse()?;
-            write(ring, round.parse()?, offset..offset + len.parse::<u64>()?)
-        }
-        _ => bail!("what is {line:?}?"),
-    }
-}
-
-fn write(ring: &mut Option<Uring>, round: u32, range: Range<u64>) -> Result<()> {
-    let ring = ring.as_mut().context("not pinned")?;
-    ring.write(stamp(round), range)
 }
 
 /// Fails unless a range of a file reads as a round wrote it. With `or_zero`, sectors may be zeroes instead:

@@ -197,6 +197,9 @@ enum Verb {
         /// What is pinned follows from this number
         #[arg(long)]
         seed: Option<u64>,
+        /// Switch this step of pinned writeback off: each of the tests has to fail
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["pinstorm", "baseline_only"])]
+        knockout: Option<String>,
         /// Run again what has a verdict
         #[arg(long)]
         fresh: Option<xfstests::Fresh>,
@@ -334,6 +337,7 @@ fn run(verb: Verb) -> Result<u8> {
             tests,
             pinstorm,
             seed,
+            knockout,
             fresh,
             baseline_only,
             no_baseline,
@@ -347,6 +351,7 @@ fn run(verb: Verb) -> Result<u8> {
             tests,
             pinstorm,
             seed,
+            knockout,
             fresh,
             baseline_only,
             no_baseline,

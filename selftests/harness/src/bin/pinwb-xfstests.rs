@@ -49,6 +49,10 @@ fn run() -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("make {dir}"))?;
     }
     make_test_fs(&orders)?;
+    if let Some(name) = &orders.knockout {
+        let path = Path::new("/sys/kernel/debug/pinwb/knockout").join(name);
+        fs::write(&path, "1").with_context(|| format!("knock out: {}", path.display()))?;
+    }
     let mut storm = match orders.pinstorm {
         Some(seed) => Some(start_storm(seed)?),
         None => None,

@@ -61,6 +61,8 @@ pub struct Options {
     pub pinstorm: bool,
     /// Seed of what is pinned.
     pub seed: Option<u64>,
+    /// Switch off a step of pinned writeback: then the tests have to fail.
+    pub knockout: Option<String>,
     /// What to run again.
     pub fresh: Option<Fresh>,
     /// Only the baseline.
@@ -84,6 +86,8 @@ enum Mode {
     On,
     /// While files are being pinned.
     Storm,
+    /// With a step of it switched off.
+    Knockout,
 }
 
 impl Mode {
@@ -92,6 +96,7 @@ impl Mode {
             Mode::Off => "off",
             Mode::On => "on",
             Mode::Storm => "pinstorm",
+            Mode::Knockout => "knockout",
         }
     }
 }
@@ -114,10 +119,10 @@ pub fn xfstests(options: &Options) -> Result<u8> {
         let path = own.join(format!("{name}.list"));
         fs::read_to_string(&path).with_context(|| format!("TESTS: no list {}", path.display()))
     })?;
-    let mode = if options.pinstorm {
-        Mode::Storm
-    } else {
-        Mode::On
+    let mode = match (&options.knockout, options.pinstorm) {
+        (Some(_), _) => Mode::Knockout,
+        (None, true) => Mode::Storm,
+        (None, false) => Mode::On,
     };
     let excluded = match mode {
         Mode::Storm => list::parse_list(&fs::read_to_string(own.join("pinstorm.exclude"))?)?,
@@ -152,6 +157,9 @@ pub fn xfstests(options: &Options) -> Result<u8> {
         dir,
     };
 
+    if let Some(knockout) = &options.knockout {
+        return setup.prove(knockout, &tests);
+    }
     let mut base = Store::open(&setup.dir.join(Mode::Off.name()))?;
     if options.fresh == Some(Fresh::All) {
         base.forget(&tests)?;
@@ -452,6 +460,27 @@ impl Boot<'_> {
 }
 
 impl Setup<'_> {
+    /// Runs the tests without a step of pinned writeback. Returns 1 unless each of them fails.
+    fn prove(&self, knockout: &str, tests: &[String]) -> Result<u8> {
+        let mut store = Store::open(&self.dir.join(format!("knockout-{knockout}")))?;
+        // Whether a knock-out shows is a matter of timing: ask each time.
+        store.forget(tests)?;
+        self.run(Mode::Knockout, &mut store, tests, None)?;
+        let verdict = |test: &&String| store.get(test).map(|record| &record.verdict);
+        let (proven, useless): (Vec<_>, Vec<_>) = tests
+            .iter()
+            .partition(|test| matches!(verdict(test), Some(Verdict::Fail(_))));
+        for test in &useless {
+            println!("does not fail without {knockout}: {test}");
+        }
+        println!(
+            "knocked out: {knockout}: {} tests fail, {} do not",
+            proven.len(),
+            useless.len()
+        );
+        Ok(u8::from(!useless.is_empty()))
+    }
+
     /// Boots guests until each test has a verdict.
     fn run(
         &self,
@@ -511,6 +540,7 @@ impl Setup<'_> {
             tests: left.clone(),
             limit: options.limit,
             pinstorm: (mode == Mode::Storm).then_some(seed),
+            knockout: options.knockout.clone().filter(|_| mode == Mode::Knockout),
         };
         let job = Job {
             argv: vec![programs::XFSTESTS.into(), serde_json::to_string(&orders)?],

@@ -34,6 +34,8 @@ pub struct Orders {
     pub limit: u64,
     /// Pin files meanwhile, with this seed.
     pub pinstorm: Option<u64>,
+    /// The debugfs switch of the step to do without.
+    pub knockout: Option<String>,
 }
 
 /// What `pinwb-test pinstorm` did so far.
