@@ -121,6 +121,13 @@ pub(crate) extern "C" fn pinwb_knockout_hole_alloc() -> bool {
     crate::debug::no_hole_alloc()
 }
 
+/// See `pinwb_knockout_cow()`.
+#[cfg(CONFIG_PINWB_DEBUG)]
+#[export]
+pub(crate) extern "C" fn pinwb_knockout_cow() -> bool {
+    crate::debug::no_cow()
+}
+
 /// See `pinwb_knockout_keep_unmapped()`.
 #[cfg(CONFIG_PINWB_DEBUG)]
 #[export]

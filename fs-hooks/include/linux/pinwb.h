@@ -26,12 +26,13 @@
 
 /*
  * Knock-outs: tests leave out the allocation of blocks that no ->page_mkwrite()
- * announced; that data stays when no blocks can be had, or when their extent
+ * announced; that of new blocks in place of shared ones; that data stays when no blocks can be had, or when their extent
  * stays unwritten; the move of the inode's times; the difference between files
  * that were pinned and those that never were.
  */
 #ifdef CONFIG_PINWB_DEBUG
 bool pinwb_knockout_hole_alloc(void);
+bool pinwb_knockout_cow(void);
 bool pinwb_knockout_keep_unmapped(void);
 bool pinwb_knockout_unwritten(void);
 bool pinwb_knockout_touch(void);
@@ -39,6 +40,11 @@ bool pinwb_knockout_sticky(void);
 bool pinwb_guess_pinned(const struct folio *folio);
 #else
 static inline bool pinwb_knockout_hole_alloc(void)
+{
+	return false;
+}
+
+static inline bool pinwb_knockout_cow(void)
 {
 	return false;
 }
@@ -192,6 +198,28 @@ static inline bool pinwb_keep_dirty(struct folio *folio,
 static inline bool pinwb_mapping_has_pins(struct address_space *mapping)
 {
 	return mapping_was_pinned(mapping) && __pinwb_mapping_has_pins(mapping);
+}
+
+/**
+ * pinwb_exclude_pins - keep pins away from an operation on a file
+ * @mapping: the page cache of a file
+ *
+ * Opts the mapping out, and looks for pins. Whatever the answer, the caller opts
+ * in again with mapping_set_pinned_writeback(), here or when it is done.
+ *
+ * Admission counts a pin before it looks at the opt-in for the last time: either
+ * we see the count, or it sees that the file was opted out.
+ *
+ * Context: process context, no folio locks; may sleep. The caller keeps others
+ * from opting the mapping in.
+ *
+ * Return: true if there are no pins, and none will be taken.
+ */
+static inline bool pinwb_exclude_pins(struct address_space *mapping)
+{
+	mapping_clear_pinned_writeback(mapping);
+	smp_mb__after_atomic();
+	return !pinwb_mapping_has_pins(mapping);
 }
 
 /**
@@ -432,6 +460,11 @@ static inline bool pinwb_keep_dirty(struct folio *folio,
 static inline bool pinwb_mapping_has_pins(struct address_space *mapping)
 {
 	return false;
+}
+
+static inline bool pinwb_exclude_pins(struct address_space *mapping)
+{
+	return true;
 }
 
 static inline void pinwb_touch_inode(struct inode *inode)
