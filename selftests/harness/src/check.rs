@@ -608,15 +608,19 @@ mod tests {
         let all = groups(false);
         assert_eq!(choose(&all, None, &[]).len(), all.len());
         assert_eq!(groups(true).len(), SETS.len());
-        assert_eq!(names("refused"), [("ext4-4k", 1, Some("refused".into()))]);
+        let refused = Some("refused".to_string());
+        assert_eq!(
+            names("refused"),
+            [("ext4-4k", 1, refused.clone()), ("xfs-4k", 1, refused)]
+        );
         assert_eq!(names("ext4-1k"), [("ext4-1k", 1, None)]);
         assert_eq!(names("kunit"), [(KUNIT_X86, 0, None)]);
         let torn = Some("torn".to_string());
         assert_eq!(
             names("torn"),
-            [("ext4-4k", 1, torn.clone()), ("ext4-1k", 1, torn.clone())]
+            ["ext4-4k", "ext4-1k", "xfs-4k", "xfs-1k"].map(|set| (set, 1, torn.clone()))
         );
-        assert_eq!(names("4k/torn"), [("ext4-4k", 1, torn)]);
+        assert_eq!(names("ext4-4k/torn"), [("ext4-4k", 1, torn)]);
         assert_eq!(names("fsync"), [(FAULTS, 1, Some("fsync".to_string()))]);
         assert_eq!(
             names("gup_longterm"),
@@ -629,7 +633,7 @@ mod tests {
     fn scripts() {
         let torn = GuestTest::parse("torn\tI2\tno_copy").unwrap();
         let groups = groups(false);
-        let torn = &choose(&groups, Some("4k/torn"), &[torn])[0];
+        let torn = &choose(&groups, Some("ext4-4k/torn"), &[torn])[0];
         let script = script(torn, 1);
         assert!(
             script.contains("\npinwb-test run --fs ext4 --mkfs-opts '-b 4096' --filter 'torn'\n")

@@ -19,10 +19,15 @@ pub struct OptionSet {
     pub in_check: bool,
 }
 
-const fn set(name: &'static str, mkfs: &'static str, mount: &'static str) -> OptionSet {
+const fn set(
+    fs: &'static str,
+    name: &'static str,
+    mkfs: &'static str,
+    mount: &'static str,
+) -> OptionSet {
     OptionSet {
         name,
-        fs: "ext4",
+        fs,
         mkfs,
         mount,
         all_tests: false,
@@ -60,19 +65,28 @@ impl OptionSet {
 
 /// Not here: data=journal, encryption and DAX, which are refused; see the guest's `refuse` tests.
 pub const SETS: &[OptionSet] = &[
-    set("ext4-4k", "-b 4096", "").in_check().all_tests(),
-    set("ext4-1k", "-b 1024", "").in_check(),
-    set("ext4-2k", "-b 2048", ""),
-    set("ext4-nodelalloc", "-b 4096", "nodelalloc"),
-    set("ext4-1k-nodelalloc", "-b 1024", "nodelalloc"),
-    set("ext4-data-writeback", "-b 4096", "data=writeback"),
-    set("ext4-dioread-lock", "-b 4096", "dioread_lock"),
-    set("ext4-bigalloc", "-b 4096 -O bigalloc -C 16384", ""),
-    set("ext4-no-journal", "-b 4096 -O ^has_journal", ""),
-    set("ext4-no-extents", "-b 4096 -O ^extent,^64bit", ""),
-    set("ext4-quota", "-b 4096 -O quota,project", "prjquota"),
-    set("ext4-no-checksums", "-b 4096 -O ^metadata_csum", ""),
-    set("ext4-inline-data", "-b 4096 -O inline_data", ""),
+    set("ext4", "ext4-4k", "-b 4096", "").in_check().all_tests(),
+    set("ext4", "ext4-1k", "-b 1024", "").in_check(),
+    set("ext4", "ext4-2k", "-b 2048", ""),
+    set("ext4", "ext4-nodelalloc", "-b 4096", "nodelalloc"),
+    set("ext4", "ext4-1k-nodelalloc", "-b 1024", "nodelalloc"),
+    set("ext4", "ext4-data-writeback", "-b 4096", "data=writeback"),
+    set("ext4", "ext4-dioread-lock", "-b 4096", "dioread_lock"),
+    set("ext4", "ext4-bigalloc", "-b 4096 -O bigalloc -C 16384", ""),
+    set("ext4", "ext4-no-journal", "-b 4096 -O ^has_journal", ""),
+    set("ext4", "ext4-no-extents", "-b 4096 -O ^extent,^64bit", ""),
+    set("ext4", "ext4-quota", "-b 4096 -O quota,project", "prjquota"),
+    set("ext4", "ext4-no-checksums", "-b 4096 -O ^metadata_csum", ""),
+    set("ext4", "ext4-inline-data", "-b 4096 -O inline_data", ""),
+    set("xfs", "xfs-4k", "-b size=4096", "")
+        .in_check()
+        .all_tests(),
+    set("xfs", "xfs-1k", "-b size=1024", "").in_check(),
+    set("xfs", "xfs-no-reflink", "-m reflink=0", ""),
+    set("xfs", "xfs-rmapbt", "-m rmapbt=1", ""),
+    set("xfs", "xfs-extsize", "-d extszinherit=4", ""),
+    set("xfs", "xfs-cowextsize", "-d cowextsize=4", ""),
+    set("xfs", "xfs-quota", "", "uquota,pquota"),
 ];
 
 /// The boot parameters that the tests of all sets need: a disk with protection information, and two memory

@@ -40,6 +40,8 @@ pub const TESTS: &[Test] = &[
         eio_in_writeback(c, true)
     })
     .on(Layer::Failing)
+    // Where zeroed blocks stay in their places.
+    .only("ext4", "", "")
     .proves(&[I1, I4, I6])
     .without("no_unwritten_again"),
     Test::new("errors.eio_of_journal", |c| {
@@ -114,7 +116,7 @@ pub fn in_large_folios(context: &Context, name: &str, len: u64) -> Result<Pinned
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// A file that takes all the space that is left.
-fn fill(context: &Context, name: &str) -> Result<()> {
+pub fn fill(context: &Context, name: &str) -> Result<()> {
     // SAFETY: sync has no arguments.
     unsafe { libc::sync() };
     let file = context.create(name)?;
@@ -130,7 +132,18 @@ fn fill(context: &Context, name: &str) -> Result<()> {
             Err(error) => return Err(error).context("fallocate"),
         }
     }
-    file.sync_all()?;
+    // Allocation in advance asks for more than it takes; a write can still find some.
+    let block = vec![0xee; 4 * KIB as usize];
+    loop {
+        match file
+            .write_all_at(&block, end)
+            .and_then(|()| file.sync_all())
+        {
+            Ok(()) => end += 4 * KIB,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => break,
+            Err(error) => return Err(error).context("write"),
+        }
+    }
     diag!("{} KiB taken", end / KIB);
     Ok(())
 }

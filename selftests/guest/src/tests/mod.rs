@@ -12,6 +12,7 @@ mod faults;
 mod nowait;
 mod options;
 mod quota;
+mod reflink;
 mod refuse;
 mod selfcheck;
 mod stable;
@@ -34,6 +35,7 @@ const THEMES: &[&[Test]] = &[
     nowait::TESTS,
     refuse::TESTS,
     attributes::TESTS,
+    reflink::TESTS,
     stories::TESTS,
     sync::TESTS,
     stable::TESTS,

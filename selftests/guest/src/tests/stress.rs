@@ -21,6 +21,9 @@ pub const TESTS: &[Test] = &[
     Test::new("stress.zero_range_over_eof", |c| {
         found(c, &[ZERO_OVER_EOF, ZERO_OVER_PINNED_EOF])
     }),
+    Test::new("stress.zero_range_in_pinned_folio", |c| {
+        found(c, &[ZERO_IN_PINNED])
+    }),
 ];
 
 /// A device has written past EOF, and an O_DIRECT write beyond that grows the file: zeroes in between.
@@ -40,6 +43,16 @@ const DIRECT_PAST_STORED: &str = r#"
 {"file":0,"op":"map","random":false}
 {"file":0,"op":"store","at":29559,"len":3353,"data":970}
 {"file":0,"op":"write_direct","at":40960,"len":45056,"data":655136}
+"#;
+
+/// Zero range from the middle of a page to the middle of another, in a large folio that can't be dropped:
+/// what is beside it stays.
+const ZERO_IN_PINNED: &str = r#"
+{"seed":0,"round":0,"worker":0,"files":1,"pressure":false}
+{"file":0,"op":"write","at":38,"len":57344,"data":107888}
+{"file":0,"op":"map","random":true}
+{"file":0,"op":"pin","slot":1,"at":0,"len":4096}
+{"file":0,"op":"zero","at":22528,"len":4096,"keep_size":true}
 "#;
 
 /// Zero range over an EOF inside a written block grows the file: what is written afterwards stays.

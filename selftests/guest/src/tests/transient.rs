@@ -119,6 +119,8 @@ fn filesystem(context: &Context) -> Result<()> {
     unpinned.write_back_while(|u| {
         u.file.write_all_at(&[1; PAGE], 0)?;
         u.file.write_all_at(&[1; PAGE], end)?;
+        // What is cut off while it is being written is copied, pinned or not.
+        u.file.sync_data()?;
         u.file.set_len(end)?;
         Ok(1)
     })?;
