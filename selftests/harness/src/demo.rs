@@ -10,6 +10,9 @@ use crate::job::Job;
 use crate::qemu::{self, Config, End, Stream};
 use crate::{cache, programs};
 
+/// Each has its rows.
+const FILESYSTEMS: [&str; 2] = ["ext4", "xfs"];
+
 /// Rounds of RDMA, fsync and comparison that a proof takes.
 const ROUNDS: u64 = 3;
 
@@ -36,6 +39,7 @@ struct Said {
 /// One boot.
 struct Row {
     name: &'static str,
+    fs: &'static str,
     said: Option<Said>,
     /// Why there is nothing to show, or why what there is does not count.
     wrong: Option<String>,
@@ -53,12 +57,13 @@ impl Row {
             })
     }
 
-    fn cells(&self) -> [String; 7] {
-        let name = self.name.to_string();
+    fn cells(&self) -> [String; 8] {
+        let [name, fs] = [self.name, self.fs].map(String::from);
         let dash = || "-".to_string();
         match &self.said {
             Some(s) if !s.refused => [
                 name,
+                fs,
                 if self.works() { "works" } else { "FAILS" }.to_string(),
                 format!("{:.1}", s.mb_per_s),
                 format!("{:.1} ms", s.fsync_p50_ms),
@@ -68,7 +73,16 @@ impl Row {
             ],
             said => {
                 let result = if said.is_some() { "refused" } else { "FAILS" };
-                [name, result.into(), dash(), dash(), dash(), dash(), dash()]
+                [
+                    name,
+                    fs,
+                    result.into(),
+                    dash(),
+                    dash(),
+                    dash(),
+                    dash(),
+                    dash(),
+                ]
             }
         }
     }
@@ -76,23 +90,27 @@ impl Row {
 
 /// Runs it; returns the exit status.
 pub fn demo(config: &Config) -> Result<u8> {
-    let rows = [
-        row("pinwb=off", &["pinwb=off"], config)?,
-        row("pinwb", &[], config)?,
-    ];
+    let mut rows = Vec::new();
+    for fs in FILESYSTEMS {
+        rows.push(row("pinwb=off", fs, &["pinwb=off"], config)?);
+        rows.push(row("pinwb", fs, &[], config)?);
+    }
     print!("{}", table(&rows));
-    let good = rows[0].refused() && rows[1].works();
-    println!("{}", verdict(&rows));
+    let mut good = true;
+    for pair in rows.chunks_exact(2) {
+        good &= pair[0].refused() && pair[1].works();
+        println!("{}: {}", pair[0].fs, verdict(&pair[0], &pair[1]));
+    }
     Ok(u8::from(!good))
 }
 
-fn row(name: &'static str, append: &[&str], config: &Config) -> Result<Row> {
-    eprintln!("harness: {name}: RDMA into a mapped file on a new ext4 ...");
-    let log = cache::new_run(&format!("demo-{name}"))?;
+fn row(name: &'static str, fs: &'static str, append: &[&str], config: &Config) -> Result<Row> {
+    eprintln!("harness: {name}: RDMA into a mapped file on a new {fs} ...");
+    let log = cache::new_run(&format!("demo-{name}-{fs}"))?;
     let mut config = config.clone();
     config.append.extend(append.iter().map(|a| a.to_string()));
     let job = Job {
-        argv: [programs::TEST, "demo", "--json", "--fs", "ext4"]
+        argv: [programs::TEST, "demo", "--json", "--fs", fs]
             .map(String::from)
             .to_vec(),
         ..Job::default()
@@ -119,12 +137,18 @@ fn row(name: &'static str, append: &[&str], config: &Config) -> Result<Row> {
     } else {
         None
     };
-    Ok(Row { name, said, wrong })
+    Ok(Row {
+        name,
+        fs,
+        said,
+        wrong,
+    })
 }
 
 fn table(rows: &[Row]) -> String {
     let head = [
         "kernel",
+        "filesystem",
         "result",
         "MB/s",
         "fsync p50",
@@ -136,7 +160,7 @@ fn table(rows: &[Row]) -> String {
     let mut lines = vec![head];
     lines.extend(rows.iter().map(Row::cells));
     let width = |column: usize| lines.iter().map(|l| l[column].len()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..7).map(width).collect();
+    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
     let mut text = String::from("\n");
     for line in &lines {
         let cells: Vec<String> = line
@@ -159,8 +183,7 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-fn verdict(rows: &[Row; 2]) -> String {
-    let [off, on] = rows;
+fn verdict(off: &Row, on: &Row) -> String {
     if !off.refused() {
         return "FAILED: without pinned writeback the kernel should have refused".into();
     }
@@ -192,6 +215,7 @@ mod tests {
         let off = r#"{"refused":true,"message":"EFAULT"}"#;
         [("pinwb=off", off), ("pinwb", on)].map(|(name, json)| Row {
             name,
+            fs: "ext4",
             said: said(json),
             wrong: None,
         })
@@ -204,9 +228,12 @@ mod tests {
     fn good() {
         let rows = rows(GOOD);
         assert!(rows[0].refused() && rows[1].works());
-        assert!(verdict(&rows).starts_with("Refused without"));
+        assert!(verdict(&rows[0], &rows[1]).starts_with("Refused without"));
         let table = table(&rows);
-        assert!(table.contains("pinwb=off  refused  -"), "{table}");
+        assert!(
+            table.contains("pinwb=off  ext4        refused  -"),
+            "{table}"
+        );
         assert!(table.contains("41.5"), "{table}");
         assert!(table.contains("pinwb=off: EFAULT"), "{table}");
     }
@@ -221,11 +248,11 @@ mod tests {
         ] {
             let rows = rows(&GOOD.replace(from, to));
             assert!(!rows[1].works(), "{to}");
-            assert!(verdict(&rows).starts_with("FAILED"), "{to}");
+            assert!(verdict(&rows[0], &rows[1]).starts_with("FAILED"), "{to}");
         }
         let mut splat = rows(GOOD);
         splat[1].wrong = Some("splat: BUG".into());
         assert!(!splat[1].works());
-        assert_eq!(verdict(&splat), "FAILED: see above");
+        assert_eq!(verdict(&splat[0], &splat[1]), "FAILED: see above");
     }
 }
