@@ -75,6 +75,8 @@ mod switches {
         no_hole_alloc: c"no_hole_alloc" => NO_HOLE_ALLOC;
         /// Let filesystems write to shared blocks in place.
         no_cow: c"no_cow" => NO_COW;
+        /// Let filesystems free and share blocks that writeback is about to write to.
+        no_exclusion: c"no_exclusion" => NO_EXCLUSION;
         /// Let filesystems drop what they find no blocks for.
         no_keep_unmapped: c"no_keep_unmapped" => NO_KEEP_UNMAPPED;
         /// Let blocks pass for written although their extent could not be converted.

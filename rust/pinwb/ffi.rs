@@ -128,6 +128,13 @@ pub(crate) extern "C" fn pinwb_knockout_cow() -> bool {
     crate::debug::no_cow()
 }
 
+/// See `pinwb_knockout_exclusion()`.
+#[cfg(CONFIG_PINWB_DEBUG)]
+#[export]
+pub(crate) extern "C" fn pinwb_knockout_exclusion() -> bool {
+    crate::debug::no_exclusion()
+}
+
 /// See `pinwb_knockout_keep_unmapped()`.
 #[cfg(CONFIG_PINWB_DEBUG)]
 #[export]

@@ -340,6 +340,7 @@ EXPORT_RUST_SYMBOL_GPL(__pinwb_bounce_bio);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_unbounce_bio);
 #ifdef CONFIG_PINWB_DEBUG
 EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_cow);
+EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_exclusion);
 EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_hole_alloc);
 EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_keep_unmapped);
 EXPORT_RUST_SYMBOL_GPL(pinwb_knockout_sticky);

@@ -26,13 +26,15 @@
 
 /*
  * Knock-outs: tests leave out the allocation of blocks that no ->page_mkwrite()
- * announced; that of new blocks in place of shared ones; that data stays when no blocks can be had, or when their extent
+ * announced; that of new blocks in place of shared ones; that writeback is kept
+ * away from blocks that are being freed or shared; that data stays when no blocks can be had, or when their extent
  * stays unwritten; the move of the inode's times; the difference between files
  * that were pinned and those that never were.
  */
 #ifdef CONFIG_PINWB_DEBUG
 bool pinwb_knockout_hole_alloc(void);
 bool pinwb_knockout_cow(void);
+bool pinwb_knockout_exclusion(void);
 bool pinwb_knockout_keep_unmapped(void);
 bool pinwb_knockout_unwritten(void);
 bool pinwb_knockout_touch(void);
@@ -45,6 +47,11 @@ static inline bool pinwb_knockout_hole_alloc(void)
 }
 
 static inline bool pinwb_knockout_cow(void)
+{
+	return false;
+}
+
+static inline bool pinwb_knockout_exclusion(void)
 {
 	return false;
 }

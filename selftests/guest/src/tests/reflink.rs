@@ -12,12 +12,13 @@ use std::thread;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{fallocate, Pinned, KIB, MIB};
+use super::common::{fallocate, file_range, Pinned, KIB, MIB};
 use super::errors::{expect_kept, expect_sync_fails, fill};
 use crate::context::{expect_contents, Context};
 use crate::device::{write_until, Kind};
 use crate::diag;
 use crate::fs::{run, while_frozen};
+use crate::ledger::Switch;
 use crate::stamp::Stamp;
 use crate::tap::{Invariant, Test};
 
@@ -34,10 +35,16 @@ pub const TESTS: &[Test] = &[
     .only("xfs", "", "")
     .proves(&[I4, I6])
     .without("no_cow"),
-    Test::new("reflink.clone_while_dma", clone_while_dma)
+    Test::new("reflink.clone_while_dma", |c| {
+        clone_while_dma(c, File::sync_data)
+    })
+    .only("xfs", "", "")
+    .proves(&[I6])
+    .without("no_cow"),
+    Test::new("reflink.clone_in_writeback", clone_in_writeback)
         .only("xfs", "", "")
         .proves(&[I6])
-        .without("no_cow"),
+        .without("no_exclusion"),
     Test::new("reflink.part_of_folio", part_of_folio)
         .only("xfs", "", "")
         .proves(&[I4, I6])
@@ -173,9 +180,12 @@ fn clone_between_rounds(context: &Context, unpin: bool) -> Result<()> {
     Ok(())
 }
 
-/// Clones are made while the device writes and another process syncs, without a pause: whatever is in a
-/// clone when it was made stays in it.
-fn clone_while_dma(context: &Context) -> Result<()> {
+/// Clones are made while the device writes and another thread writes back, without a pause: whatever is in
+/// a clone when it was made stays in it.
+fn clone_while_dma(
+    context: &Context,
+    write_back: impl Fn(&File) -> io::Result<()> + Sync,
+) -> Result<()> {
     const CLONES: usize = 12;
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(0)?;
@@ -187,7 +197,7 @@ fn clone_while_dma(context: &Context) -> Result<()> {
         let writer = scope.spawn(|| write_until(device, &stop, stamp, range.clone()));
         let syncer = scope.spawn(|| -> io::Result<()> {
             while !stop.load(Ordering::Acquire) {
-                file.sync_data()?;
+                write_back(file)?;
             }
             Ok(())
         });
@@ -206,7 +216,7 @@ fn clone_while_dma(context: &Context) -> Result<()> {
         stop.store(true, Ordering::Release);
         match (writer.join(), syncer.join()) {
             (Ok(last), Ok(synced)) => {
-                synced.context("fdatasync")?;
+                synced.context("writeback")?;
                 anyhow::Ok((clones?, last?))
             }
             _ => bail!("a thread panicked"),
@@ -229,6 +239,15 @@ fn clone_while_dma(context: &Context) -> Result<()> {
         }
     }
     scrub(context)
+}
+
+/// Each clone finds writeback between the lookup of the blocks and the I/O to them: the copy is held back,
+/// and the next writeback begins as soon as the last one ends.
+fn clone_in_writeback(context: &Context) -> Result<()> {
+    let _delay = Switch::delay("bounce_ms", 30)?;
+    clone_while_dma(context, |file| {
+        file_range(file, libc::SYNC_FILE_RANGE_WRITE)
+    })
 }
 
 /// Only some blocks of the pinned file are shared.
