@@ -32,6 +32,9 @@ pub trait FsKind: Sync {
     fn extents_are_device_offsets(&self) -> bool;
     /// True if, mounted like this, a file may have stale blocks after a power cut where it was not synced.
     fn exposes_stale_blocks(&self, mount_options: &str) -> bool;
+    /// True if a direct read may reach beyond the end of the file. XFS has reserved blocks there at times, and
+    /// fails a direct read that meets them.
+    fn reads_directly_past_eof(&self) -> bool;
     /// Ways to make and mount it in which writeback or the journal goes another way; mkfs and mount
     /// options.
     fn variants(&self) -> &'static [(&'static str, &'static str)];
@@ -80,6 +83,10 @@ impl FsKind for Ext4 {
         mount_options
             .split(',')
             .any(|option| option == "data=writeback")
+    }
+
+    fn reads_directly_past_eof(&self) -> bool {
+        true
     }
 
     fn variants(&self) -> &'static [(&'static str, &'static str)] {
@@ -140,6 +147,10 @@ impl FsKind for Xfs {
     }
 
     fn exposes_stale_blocks(&self, _mount_options: &str) -> bool {
+        false
+    }
+
+    fn reads_directly_past_eof(&self) -> bool {
         false
     }
 

@@ -19,6 +19,7 @@ use crate::fs as filesystem;
 use crate::ledger;
 use crate::map::{Mapping, PAGE};
 use crate::pagemap::{PageFlags, COMPOUND};
+use crate::stamp::SECTOR;
 use crate::tests::common::fallocate;
 use crate::uring::{self, BufferTable};
 
@@ -198,7 +199,11 @@ impl<'a> Worker<'a> {
                     .unwrap_or(&[]);
                 subject.compare(Kind::Memory, "read", at, expected, &self.buffer[..found])?;
             }
-            Op::ReadDirect { at, len } => {
+            Op::ReadDirect { at, mut len } => {
+                if !self.context.kind().reads_directly_past_eof() {
+                    let rest = model.len().saturating_sub(at);
+                    len = len.min(rest.next_multiple_of(SECTOR as u64));
+                }
                 let end = model.len().min(at + len);
                 let read = self.aligned.read_from(&handles.direct, len as usize, at);
                 let found = self.aligned.load(0, fail(read, "direct read")?);
