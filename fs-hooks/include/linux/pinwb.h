@@ -27,9 +27,10 @@
 /*
  * Knock-outs: tests leave out the allocation of blocks that no ->page_mkwrite()
  * announced; that of new blocks in place of shared ones; that writeback is kept
- * away from blocks that are being freed or shared; that data stays when no blocks can be had, or when their extent
- * stays unwritten; the move of the inode's times; the difference between files
- * that were pinned and those that never were.
+ * away from blocks that are being freed or shared; that data stays when no
+ * blocks can be had, or when their extent stays unwritten; the move of the
+ * inode's times; the difference between files that were pinned and those that
+ * never were.
  */
 #ifdef CONFIG_PINWB_DEBUG
 bool pinwb_knockout_hole_alloc(void);
@@ -214,8 +215,7 @@ static inline bool pinwb_mapping_has_pins(struct address_space *mapping)
  * Opts the mapping out, and looks for pins. Whatever the answer, the caller opts
  * in again with mapping_set_pinned_writeback(), here or when it is done.
  *
- * Admission counts a pin before it looks at the opt-in for the last time: either
- * we see the count, or it sees that the file was opted out.
+ * Admission counts a pin before it looks at the opt-in for the last time.
  *
  * Context: process context, no folio locks; may sleep. The caller keeps others
  * from opting the mapping in.
@@ -225,6 +225,7 @@ static inline bool pinwb_mapping_has_pins(struct address_space *mapping)
 static inline bool pinwb_exclude_pins(struct address_space *mapping)
 {
 	mapping_clear_pinned_writeback(mapping);
+	/* Either we see a pin's count, or admission sees the cleared bit */
 	smp_mb__after_atomic();
 	return !pinwb_mapping_has_pins(mapping);
 }
