@@ -34,6 +34,8 @@ pub struct Options {
     pub kernel: Option<PathBuf>,
     /// All time limits are multiplied by this.
     pub timeout_scale: u32,
+    /// Groups to leave out.
+    pub skip: Vec<String>,
 }
 
 /// A program that prints TAP.
@@ -248,7 +250,14 @@ pub fn check(options: &Options) -> Result<u8> {
     let start = Instant::now();
     let tests = guest_tests()?;
     let filter = options.filter.as_deref();
-    let groups = groups(options.matrix);
+    let mut groups = groups(options.matrix);
+    for skip in &options.skip {
+        let before = groups.len();
+        groups.retain(|group| group.name != skip);
+        if groups.len() == before {
+            bail!("--skip: there is no group {skip}");
+        }
+    }
     let chosen = choose(&groups, filter, &tests);
     let with_uml = !options.matrix && filter.is_none_or(|f| KUNIT_UML.contains(f));
     let with_models = !options.matrix && filter.is_none_or(|f| MODELS.contains(f));

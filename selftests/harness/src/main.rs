@@ -70,6 +70,9 @@ enum Verb {
         /// Multiply all time limits by this, for slow kernels and machines
         #[arg(long, value_name = "N", default_value_t = 1)]
         timeout_scale: u32,
+        /// Leave out this group
+        #[arg(long, value_name = "GROUP")]
+        skip: Vec<String>,
     },
     /// Run one command in a guest; its exit status is ours
     Run {
@@ -242,6 +245,7 @@ fn run(verb: Verb) -> Result<u8> {
             console,
             kernel,
             timeout_scale,
+            skip,
         } => check::check(&check::Options {
             filter,
             list,
@@ -249,6 +253,7 @@ fn run(verb: Verb) -> Result<u8> {
             console,
             kernel,
             timeout_scale,
+            skip,
         }),
         Verb::Run {
             guest,
