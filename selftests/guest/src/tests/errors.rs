@@ -148,6 +148,13 @@ pub fn fill(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Gives the space back that such a file takes. On XFS that of a file without a name comes back later, in
+/// the background.
+pub fn release(context: &Context, name: &str) -> Result<()> {
+    context.open(name)?.set_len(0)?;
+    Ok(fs::remove_file(context.path(name))?)
+}
+
 /// A fault that finds no space refuses the pin.
 fn enospc_at_pin(context: &Context) -> Result<()> {
     let file = context.sparse("file", MIB)?;
@@ -161,7 +168,7 @@ fn enospc_at_pin(context: &Context) -> Result<()> {
         },
     }
     ledger::wait_until_empty(5)?;
-    fs::remove_file(context.path("filler"))?;
+    release(context, "filler")?;
     drop(map);
     let mut pinned = Pinned::new(Kind::Uring, file, Stamp::fresh())?;
     pinned.write(1)?;
@@ -188,7 +195,7 @@ fn enospc_in_writeback(context: &Context) -> Result<()> {
     }
     expect_kept(&pinned, 1, "on a full disk")?;
     pinned.write(2)?;
-    fs::remove_file(context.path("filler"))?;
+    release(context, "filler")?;
     // SAFETY: sync has no arguments.
     unsafe { libc::sync() };
     // An error that sync(2) met is reported once; what counts is the call after it.

@@ -13,7 +13,7 @@ use std::thread;
 use anyhow::{bail, Context as _, Result};
 
 use super::common::{fallocate, file_range, Pinned, KIB, MIB};
-use super::errors::{expect_kept, expect_sync_fails, fill};
+use super::errors::{expect_kept, expect_sync_fails, fill, release};
 use crate::context::{expect_contents, Context};
 use crate::device::{write_until, Kind};
 use crate::diag;
@@ -318,13 +318,8 @@ fn enospc(context: &Context) -> Result<()> {
     }
     context.expect_on_disk(&other, pinned.range.clone(), pinned.stamp.round(1))?;
     drop(filler);
-    fs::remove_file(context.path("filler"))?;
+    release(context, "filler")?;
     pinned.write(3)?;
-    // The space of the filler is given back in the background, and sync(2) may meet the error once more,
-    // which is then reported once.
-    // SAFETY: sync has no arguments.
-    unsafe { libc::sync() };
-    let _ = pinned.file.sync_all();
     pinned.file.sync_all().context("with space again")?;
     pinned.expect_on_disk(context, 3)?;
     context.expect_on_disk(&other, pinned.range.clone(), pinned.stamp.round(1))?;
