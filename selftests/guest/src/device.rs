@@ -5,8 +5,9 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{bail, Result};
 
 use crate::map::Mapping;
 use crate::stamp::Stamp;
@@ -39,6 +40,25 @@ pub fn write_until(
             return Ok(round);
         }
     }
+}
+
+/// Does something while a device writes `range` without a pause. Returns what that gave, and the last round.
+pub fn while_writing<T>(
+    device: &mut dyn Dma,
+    stamp: Stamp,
+    range: Range<u64>,
+    body: impl FnOnce() -> Result<T>,
+) -> Result<(T, u32)> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(device, &stop, stamp, range));
+        let done = body();
+        stop.store(true, Ordering::Release);
+        match writer.join() {
+            Ok(last) => Ok((done?, last?)),
+            Err(_) => bail!("the writer panicked"),
+        }
+    })
 }
 
 /// The kinds of device that a test runs with.

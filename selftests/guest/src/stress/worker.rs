@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{bail, Result};
 
-use super::mismatch::{check, fail, mismatch, supported, Kind};
+use super::mismatch::{fail, mismatch, supported, Kind};
 use super::model::{Model, Pin, PinnedPage};
 use super::op::{Op, Step, SyncCall, FILE_MAX, IO_MAX, SLOTS};
 use super::subject::{read_all, Handles, Subject};
@@ -370,13 +370,10 @@ impl<'a> Worker<'a> {
     }
 
     fn clone(&mut self, file: usize) -> Result<bool> {
-        const FICLONE: libc::c_ulong = 0x4004_9409;
         let path = self.context.path(&format!("{}.clone", self.prefix));
         let clone = context::create(&path)?;
         let subject = &mut self.subjects[file];
-        let source = subject.handles.file.as_raw_fd();
-        // SAFETY: both descriptors are open; FICLONE takes the other one as its argument.
-        let done = check(unsafe { libc::ioctl(clone.as_raw_fd(), FICLONE as _, source) });
+        let done = filesystem::clone_file(&subject.handles.file, &clone);
         fs::remove_file(&path)?;
         if !supported(done, "clone")? {
             return Ok(false);

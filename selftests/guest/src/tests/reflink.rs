@@ -15,9 +15,9 @@ use anyhow::{bail, Context as _, Result};
 use super::common::{fallocate, file_range, Pinned, KIB, MIB};
 use super::errors::{expect_kept, expect_sync_fails, fill, release};
 use crate::context::{expect_contents, Context};
-use crate::device::{write_until, Kind};
+use crate::device::{while_writing, Kind};
 use crate::diag;
-use crate::fs::{run, while_frozen};
+use crate::fs::{clone_file, run, while_frozen};
 use crate::ledger::Switch;
 use crate::stamp::Stamp;
 use crate::tap::{Invariant, Test};
@@ -67,16 +67,6 @@ pub const TESTS: &[Test] = &[
 
 const LEN: u64 = MIB;
 
-/// Makes all of `to` share the blocks of `from`.
-fn clone(from: &File, to: &File) -> io::Result<()> {
-    const FICLONE: libc::c_ulong = 0x4004_9409;
-    // SAFETY: the argument is a descriptor that is open.
-    match unsafe { libc::ioctl(to.as_raw_fd(), FICLONE as _, from.as_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 #[repr(C)]
 struct Dedupe {
     src_offset: u64,
@@ -120,7 +110,7 @@ fn dedupe(from: &File, to: &File, len: u64) -> io::Result<u64> {
 /// A new file that shares all blocks of `pinned`.
 fn clone_of(context: &Context, pinned: &Pinned, name: &str) -> Result<File> {
     let file = context.create(name)?;
-    clone(&pinned.file, &file).with_context(|| format!("clone to {name}"))?;
+    clone_file(&pinned.file, &file).with_context(|| format!("clone to {name}"))?;
     Ok(file)
 }
 
@@ -191,37 +181,37 @@ fn clone_while_dma(
     pinned.write(0)?;
     pinned.file.sync_all()?;
     let stop = AtomicBool::new(false);
-    let (device, stamp) = (&mut *pinned.device, pinned.stamp);
-    let (range, file) = (pinned.range.clone(), &pinned.file);
-    let (clones, last) = thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(device, &stop, stamp, range.clone()));
-        let syncer = scope.spawn(|| -> io::Result<()> {
-            while !stop.load(Ordering::Acquire) {
-                write_back(file)?;
-            }
-            Ok(())
-        });
-        let clones: Result<Vec<_>> = (0..CLONES)
-            .map(|nth| {
-                let name = format!("clone-{nth}");
-                let made = context.create(&name)?;
-                clone(file, &made).with_context(|| name.clone())?;
-                // The clone has nothing in the page cache: this is what its blocks hold.
-                let mut bytes = vec![0; LEN as usize];
-                made.read_exact_at(&mut bytes, 0)?;
-                Ok((name, bytes))
-            })
-            .collect();
-        file.sync_all()?;
-        stop.store(true, Ordering::Release);
-        match (writer.join(), syncer.join()) {
-            (Ok(last), Ok(synced)) => {
-                synced.context("writeback")?;
-                anyhow::Ok((clones?, last?))
-            }
-            _ => bail!("a thread panicked"),
-        }
-    })?;
+    let (range, file, stamp) = (pinned.range.clone(), &pinned.file, pinned.stamp);
+    let make_clones = || {
+        thread::scope(|scope| {
+            let syncer = scope.spawn(|| -> io::Result<()> {
+                while !stop.load(Ordering::Acquire) {
+                    write_back(file)?;
+                }
+                Ok(())
+            });
+            let clones: Result<Vec<_>> = (0..CLONES)
+                .map(|nth| {
+                    let name = format!("clone-{nth}");
+                    let made = context.create(&name)?;
+                    clone_file(file, &made).with_context(|| name.clone())?;
+                    // The clone has nothing in the page cache: this is what its blocks hold.
+                    let mut bytes = vec![0; LEN as usize];
+                    made.read_exact_at(&mut bytes, 0)?;
+                    Ok((name, bytes))
+                })
+                .collect();
+            let last_sync = file.sync_all();
+            stop.store(true, Ordering::Release);
+            let Ok(synced) = syncer.join() else {
+                bail!("the thread that writes back panicked");
+            };
+            synced.context("writeback")?;
+            last_sync?;
+            clones
+        })
+    };
+    let (clones, last) = while_writing(&mut *pinned.device, stamp, range, make_clones)?;
     pinned.file.sync_all()?;
     pinned.expect_on_disk(context, last)?;
     diag!("{last} rounds");
@@ -345,7 +335,7 @@ fn refused(context: &Context) -> Result<()> {
             .args(["-c", "swapext other", "file"])
             .current_dir(context.root()))
     };
-    expect_busy("clone to the file", clone(&other, &pinned.file))?;
+    expect_busy("clone to the file", clone_file(&other, &pinned.file))?;
     expect_busy("dedupe to the file", dedupe(&other, &pinned.file, LEN))?;
     expect_busy("dedupe from the file", dedupe(&pinned.file, &other, LEN))?;
     match swap() {
@@ -364,36 +354,26 @@ fn refused(context: &Context) -> Result<()> {
     if shared != LEN {
         bail!("{shared} bytes of {LEN} were deduplicated");
     }
-    clone(&other, &file).context("clone without a pin")
+    clone_file(&other, &file).context("clone without a pin")
 }
 
 /// A device writes while the filesystem is frozen, and what is frozen is a filesystem with all that was
 /// synced before.
 fn freeze_while_dma(context: &Context) -> Result<()> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
-    let marked = context.written("marked", LEN, Stamp::fresh().round(5), LEN as usize)?;
-    drop(marked);
     pinned.write(0)?;
     pinned.file.sync_all()?;
     clone_of(context, &pinned, "clone")?.sync_all()?;
-    let stop = AtomicBool::new(false);
-    let (device, stamp) = (&mut *pinned.device, pinned.stamp);
-    let range = pinned.range.clone();
-    let last = thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(device, &stop, stamp, range.clone()));
-        let frozen: Result<()> = (0..5).try_for_each(|_| {
+    let (stamp, range) = (pinned.stamp, pinned.range.clone());
+    let ((), last) = while_writing(&mut *pinned.device, stamp, range.clone(), || {
+        (0..5).try_for_each(|_| {
             while_frozen(&context.root(), || {
                 // SAFETY: sync has no arguments.
                 unsafe { libc::sync() };
                 // As after a power cut: the clone in it, and a filesystem that recovers.
                 context.expect_after_power_cut("clone", range.clone(), stamp.round(0))
             })?
-        });
-        stop.store(true, Ordering::Release);
-        match writer.join() {
-            Ok(last) => frozen.and(last),
-            Err(_) => bail!("the writer panicked"),
-        }
+        })
     })?;
     pinned.file.sync_all()?;
     pinned.expect_on_disk(context, last)?;
@@ -406,25 +386,17 @@ fn shutdown_while_dma(context: &Context) -> Result<()> {
     pinned.write(1)?;
     pinned.file.sync_all()?;
     clone_of(context, &pinned, "clone")?.sync_all()?;
-    let stop = AtomicBool::new(false);
-    let (device, stamp) = (&mut *pinned.device, pinned.stamp);
-    let (range, file) = (pinned.range.clone(), &pinned.file);
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(device, &stop, stamp.round(1), range.clone()));
-        let done = run(Command::new("xfs_io")
+    let (range, file, stamp) = (pinned.range.clone(), &pinned.file, pinned.stamp.round(1));
+    while_writing(&mut *pinned.device, stamp, range.clone(), || {
+        run(Command::new("xfs_io")
             .args(["-x", "-c", "shutdown"])
-            .arg(context.root()))
-        .and_then(|_| expect_sync_fails(file, &[libc::EIO], "after the shutdown"));
-        stop.store(true, Ordering::Release);
-        match writer.join() {
-            Ok(last) => last.and(done),
-            Err(_) => bail!("the writer panicked"),
-        }
+            .arg(context.root()))?;
+        expect_sync_fails(file, &[libc::EIO], "after the shutdown")
     })?;
     let Pinned {
         device, map, file, ..
     } = pinned;
     drop((device, map, file));
     context.remount()?;
-    expect_contents(&context.open("clone")?, range, stamp.round(1))
+    expect_contents(&context.open("clone")?, range, stamp)
 }

@@ -4,14 +4,12 @@
 //! with the data, though a device never stops writing.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::{bail, Context as _, Result};
 
 use super::common::{Pinned, MIB};
 use crate::context::Context;
-use crate::device::{write_until, Kind};
+use crate::device::{while_writing, Kind};
 use crate::disk;
 use crate::kmsg;
 use crate::layer::{parity_mismatches, Layer};
@@ -49,22 +47,14 @@ fn under_fire(context: &Context, check: impl Fn(&[Range<u64>]) -> Result<()>) ->
     pinned.write(0)?;
     pinned.file.sync_all()?;
     let places = disk::locate(&pinned.file, pinned.range.clone())?;
-    let stop = AtomicBool::new(false);
-    let (device, stamp) = (&mut *pinned.device, pinned.stamp);
     let (range, file) = (pinned.range.clone(), &pinned.file);
-    let last = thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(device, &stop, stamp, range));
-        let checked = (1..=ROUNDS).try_for_each(|round| {
+    let ((), last) = while_writing(&mut *pinned.device, pinned.stamp, range, || {
+        (1..=ROUNDS).try_for_each(|round| {
             file.sync_all()
                 .map_err(Into::into)
                 .and_then(|()| check(&places))
                 .with_context(|| format!("fsync {round}"))
-        });
-        stop.store(true, Ordering::Release);
-        match writer.join() {
-            Ok(last) => checked.and(last),
-            Err(_) => bail!("the writer panicked"),
-        }
+        })
     })?;
     pinned.file.sync_all()?;
     check(&places).context("after the last write")?;
