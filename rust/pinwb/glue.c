@@ -11,6 +11,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/init.h>
+#include <linux/iversion.h>
 #include <linux/mm.h>
 #include <linux/pinwb.h>
 #include <linux/printk.h>
@@ -19,6 +20,7 @@
 #include <linux/writeback.h>
 
 bool pinwb_used __read_mostly;
+EXPORT_SYMBOL_GPL(pinwb_used);
 
 bool pinwb_on __ro_after_init = true;
 EXPORT_SYMBOL_GPL(pinwb_on);
@@ -274,6 +276,16 @@ void __pinwb_touch_inode(struct inode *inode)
 		generic_update_time(inode, FS_UPD_CMTIME, 0);
 }
 EXPORT_SYMBOL_GPL(__pinwb_touch_inode);
+
+void __pinwb_touch_times(struct inode *inode)
+{
+	if (IS_NOCMTIME(inode) || pinwb_knockout_touch())
+		return;
+	inode_set_mtime_to_ts(inode, inode_set_ctime_current(inode));
+	if (IS_I_VERSION(inode))
+		inode_maybe_inc_iversion(inode, false);
+}
+EXPORT_SYMBOL_GPL(__pinwb_touch_times);
 
 /**
  * pinwb_folio_place - where in which file is a folio?

@@ -152,6 +152,7 @@ bool __pinwb_folio_pinned(const struct folio *folio);
 bool __pinwb_keep_dirty(struct folio *folio);
 bool __pinwb_mapping_has_pins(struct address_space *mapping);
 void __pinwb_touch_inode(struct inode *inode);
+void __pinwb_touch_times(struct inode *inode);
 int __pinwb_bounce_bio(struct bio *bio, struct inode *inode);
 void __pinwb_unbounce_bio(struct bio *bio);
 
@@ -245,6 +246,20 @@ static inline void pinwb_touch_inode(struct inode *inode)
 }
 
 /**
+ * pinwb_touch_times - the same for filesystems that write the inode anyway
+ * @inode: the inode of a mapping with a folio that was kept dirty
+ *
+ * Changes the inode in memory only, for a filesystem that stores it when the
+ * I/O which is about to be submitted has ended.
+ *
+ * Context: any process context.
+ */
+static inline void pinwb_touch_times(struct inode *inode)
+{
+	__pinwb_touch_times(inode);
+}
+
+/**
  * pinwb_bio_full - must a writeback bio be submitted before @len more bytes?
  * @bio: the bio under construction
  * @mapping: the mapping that it writes
@@ -316,6 +331,18 @@ static inline bool pinwb_folio_is_counted(const struct folio *folio)
  * of a counted page has got the page from somebody who saw it set.
  */
 extern bool pinwb_used;
+
+/**
+ * pinwb_was_used - has a pin been counted since the machine started?
+ *
+ * For rare operations that look at many files for the sake of pinned ones.
+ *
+ * Return: false if no mapping was ever pinned.
+ */
+static inline bool pinwb_was_used(void)
+{
+	return READ_ONCE(pinwb_used);
+}
 
 /*
  * Is the range part of one VMA of a kind whose writable pages the ledger never
@@ -389,7 +416,7 @@ static inline void pinwb_unpin(struct folio *folio, unsigned long nr)
  */
 static inline bool pinwb_unpin_needed(unsigned int gup_flags)
 {
-	return (gup_flags & FOLL_WRITE) && READ_ONCE(pinwb_used);
+	return (gup_flags & FOLL_WRITE) && pinwb_was_used();
 }
 
 /**
@@ -479,6 +506,10 @@ static inline void pinwb_touch_inode(struct inode *inode)
 {
 }
 
+static inline void pinwb_touch_times(struct inode *inode)
+{
+}
+
 static inline bool pinwb_bio_full(const struct bio *bio,
 				  const struct address_space *mapping,
 				  size_t len)
@@ -503,6 +534,11 @@ static inline bool pinwb_folio_is_counted(const struct folio *folio)
 
 static inline void pinwb_unpin(struct folio *folio, unsigned long nr)
 {
+}
+
+static inline bool pinwb_was_used(void)
+{
+	return false;
 }
 
 static inline bool pinwb_unpin_needed(unsigned int gup_flags)
