@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use pinwb_harness::programs;
 use pinwb_harness::xfstests::output::{Event, Orders, Reader, Said, Storm, Verdict};
-use pinwb_harness::xfstests::{CHECKOUT, WRAPPERS};
+use pinwb_harness::xfstests::{CHECKOUT, STORM_WRAPPERS, WRAPPERS};
 
 const TEST_DIR: &str = "/mnt/test";
 const SCRATCH_MNT: &str = "/mnt/scratch";
@@ -112,10 +112,11 @@ fn check(orders: &Orders) -> Command {
         .env("RESULT_BASE", RESULTS)
         .env("DIFF_LENGTH", "40")
         .env("HOST", "pinwb")
+        .env("PATH", format!("{WRAPPERS}:{path}"))
         // Nobody answers udev cookies in the guest.
         .env("DM_DISABLE_UDEV", "1");
     if orders.pinstorm.is_some() {
-        command.env("PATH", format!("{WRAPPERS}:{path}"));
+        command.env("PATH", format!("{STORM_WRAPPERS}:{WRAPPERS}:{path}"));
         // Collapse and insert range of a pinned file are refused.
         command.env("FSX_AVOID", "-C -I");
     }

@@ -32,8 +32,10 @@ use crate::{cache, programs, scan};
 
 /// Where the checkout is in the guest.
 pub const CHECKOUT: &str = "/xfstests";
+/// Programs that replace others.
+pub const WRAPPERS: &str = "/usr/lib/pinwb/xfstests";
 /// Programs that replace others while files are being pinned.
-pub const WRAPPERS: &str = "/usr/lib/pinwb/pinstorm";
+pub const STORM_WRAPPERS: &str = "/usr/lib/pinwb/pinstorm";
 
 /// What to forget before the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
