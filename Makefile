@@ -106,6 +106,11 @@ crash: kernel ## cut the power at many points: FS=ext4 MINUTES=10 SEED=
 		--mkfs-opts='$(MKFS_OPTS)' --mount-opts='$(MOUNT_OPTS)' \
 		--minutes '$(or $(MINUTES),10)' $(if $(SEED),--seed '$(SEED)') $(ARGS)
 
+soak: kernel ## a device that never stops, under syncs, scrubs and snapshots: FS=btrfs MINUTES=20
+	@$(harness) soak --kernel '$(PINWB_KERNEL)' --fs '$(or $(FS),btrfs)' \
+		--mkfs-opts='$(MKFS_OPTS)' --mount-opts='$(MOUNT_OPTS)' \
+		--minutes '$(or $(MINUTES),20)' $(ARGS)
+
 vm: kernel ## a shell in the guest
 	@$(harness) vm --kernel '$(PINWB_KERNEL)' $(ARGS)
 

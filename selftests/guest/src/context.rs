@@ -120,12 +120,6 @@ impl Context {
         expected: &[u8],
         stamp: Stamp,
     ) -> Result<usize> {
-        if !self.kind.extents_are_device_offsets() {
-            bail!(
-                "no way to find the blocks of a file on {}",
-                self.kind.name()
-            );
-        }
         let found = disk::read_below(self.raw()?, file, range.clone())?;
         let difference = stamp::compare(expected, &found.bytes, range.start, stamp);
         if difference.sectors > 0 {

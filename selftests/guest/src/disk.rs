@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use crate::btrfs::{self, Chunks};
 use crate::diag;
 use crate::map::{Mapping, PAGE};
 
@@ -192,8 +193,21 @@ struct Fiemap {
     extents: [FiemapExtent; EXTENTS_AT_ONCE],
 }
 
-/// The extents of a file, without FIEMAP_FLAG_SYNC: that would write the pages back.
+/// The extents of a file, with their places on the device. Without FIEMAP_FLAG_SYNC: that would write the
+/// pages back.
 pub fn extents(file: &File) -> Result<Vec<Extent>> {
+    let mut extents = fiemap(file)?;
+    if btrfs::is_home_of(file)? {
+        let chunks = Chunks::of(file)?;
+        let nowhere = FIEMAP_EXTENT_DELALLOC | FIEMAP_EXTENT_UNKNOWN | FIEMAP_EXTENT_DATA_INLINE;
+        for extent in extents.iter_mut().filter(|e| e.flags & nowhere == 0) {
+            extent.physical = chunks.on_device(extent.physical)?;
+        }
+    }
+    Ok(extents)
+}
+
+fn fiemap(file: &File) -> Result<Vec<Extent>> {
     const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
     let mut found: Vec<Extent> = Vec::new();
     let mut start = 0;
@@ -307,6 +321,17 @@ pub fn locate(file: &File, range: Range<u64>) -> Result<Vec<Range<u64>>> {
             other => bail!("bytes {piece:?} of the file are not on the disk: {other:?}"),
         })
         .collect()
+}
+
+/// Where on the device the next writes to `range` of a file go, in order: to its blocks, or, where no block
+/// is written twice, anywhere that data goes.
+pub fn rewritten_at(file: &File, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+    let mut places = match btrfs::is_home_of(file)? {
+        true => Chunks::of(file)?.of_data(),
+        false => locate(file, range)?,
+    };
+    places.sort_by_key(|place| place.start);
+    Ok(places)
 }
 
 /// True if the contents of the file are in its inode.

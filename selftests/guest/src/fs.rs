@@ -23,13 +23,36 @@ pub trait FsKind: Sync {
     fn mkfs(&self, device: &Path, size: u64, options: &[String]) -> Command;
     /// The command that exits with 0 if the unmounted filesystem is sound, and changes nothing.
     fn check(&self, device: &Path) -> Command;
+    /// Fails unless what is mounted at `root` is sound, in memory and on disk.
+    fn scrub(&self, root: &Path) -> Result<()>;
+    /// True if on the disk there are zeroes between the end of a file and that of its last block. It will do
+    /// to zero them when the block is read and when the file grows.
+    fn zeroes_tails(&self) -> bool {
+        true
+    }
+    /// Bytes of the largest folio of a file that it asks for.
+    fn largest_folio(&self) -> u64 {
+        2 << 20
+    }
+    /// What it logs as errors if it finds data other than was written.
+    fn complaints(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// Makes a directory `name` in `root` with a copy of the file that shares its blocks; false if there is no
+    /// such thing here.
+    fn copy(&self, _root: &Path, _file: &str, _name: &str) -> Result<bool> {
+        Ok(false)
+    }
+    /// Removes such a directory.
+    fn remove_copy(&self, directory: &Path) -> Result<()> {
+        fs::remove_dir_all(directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))
+    }
     /// Mount options that every test has.
     fn mount_options(&self) -> &'static str;
     /// True if all that a mount needs after a power cut is the mount itself: without a journal there is
     /// work for fsck.
     fn recovers(&self, disk: &RawDisk) -> Result<bool>;
-    /// True if FIEMAP gives byte offsets of the one device.
-    fn extents_are_device_offsets(&self) -> bool;
     /// True if, mounted like this, a file may have stale blocks after a power cut where it was not synced.
     fn exposes_stale_blocks(&self, mount_options: &str) -> bool;
     /// True if a direct read may reach beyond the end of the file. XFS has reserved blocks there at times, and
@@ -65,6 +88,11 @@ impl FsKind for Ext4 {
         command
     }
 
+    fn scrub(&self, _root: &Path) -> Result<()> {
+        // Only offline, in [`FsKind::check`].
+        Ok(())
+    }
+
     fn mount_options(&self) -> &'static str {
         "noinit_itable"
     }
@@ -73,10 +101,6 @@ impl FsKind for Ext4 {
         // s_feature_compat of the superblock; EXT4_FEATURE_COMPAT_HAS_JOURNAL
         let features = disk.read(1024 + 0x5c..1024 + 0x60)?;
         Ok(features[0] & 0x4 != 0)
-    }
-
-    fn extents_are_device_offsets(&self) -> bool {
-        true
     }
 
     fn exposes_stale_blocks(&self, mount_options: &str) -> bool {
@@ -133,6 +157,20 @@ impl FsKind for Xfs {
         command
     }
 
+    fn scrub(&self, root: &Path) -> Result<()> {
+        run(Command::new("xfs_scrub").arg("-n").arg(root)).map(drop)
+    }
+
+    fn copy(&self, root: &Path, file: &str, name: &str) -> Result<bool> {
+        let directory = root.join(name);
+        fs::create_dir(&directory)?;
+        clone_file(
+            &File::open(root.join(file))?,
+            &File::create(directory.join(file))?,
+        )?;
+        Ok(true)
+    }
+
     fn mount_options(&self) -> &'static str {
         // The image of a disk has the same UUID as the disk, which may still be mounted.
         "nouuid"
@@ -140,10 +178,6 @@ impl FsKind for Xfs {
 
     fn recovers(&self, _disk: &RawDisk) -> Result<bool> {
         Ok(true)
-    }
-
-    fn extents_are_device_offsets(&self) -> bool {
-        true
     }
 
     fn exposes_stale_blocks(&self, _mount_options: &str) -> bool {
@@ -170,11 +204,119 @@ impl FsKind for Xfs {
     }
 }
 
+struct Btrfs;
+
+/// Below this there is not enough room for two copies of metadata, and below that not for block groups of
+/// its own.
+const BTRFS_DUP_SIZE: u64 = 128 << 20;
+const BTRFS_SINGLE_SIZE: u64 = 48 << 20;
+
+impl FsKind for Btrfs {
+    fn name(&self) -> &'static str {
+        "btrfs"
+    }
+
+    fn mkfs(&self, device: &Path, size: u64, options: &[String]) -> Command {
+        let mut command = Command::new("mkfs.btrfs");
+        command.args(["-q", "-f", "-K"]);
+        if size < BTRFS_SINGLE_SIZE {
+            command.arg("-M");
+        } else if size < BTRFS_DUP_SIZE {
+            command.args(["-m", "single"]);
+        }
+        command
+            .args(options)
+            .args(["-b", &size.to_string()])
+            .arg(device);
+        command
+    }
+
+    fn check(&self, device: &Path) -> Command {
+        let mut command = Command::new("btrfs");
+        command
+            .args(["check", "--readonly", "--check-data-csum"])
+            .arg(device);
+        command
+    }
+
+    fn scrub(&self, root: &Path) -> Result<()> {
+        // -B waits, -r repairs nothing, -R counts errors by kind. Some versions exit with 0 all the same.
+        let said = run(Command::new("btrfs")
+            .args(["scrub", "start", "-B", "-r", "-R"])
+            .arg(root))?;
+        let bad = said.lines().map(str::trim).find(|line| {
+            line.split_once(":")
+                .is_some_and(|(name, count)| name.ends_with("_errors") && count.trim() != "0")
+        });
+        match bad {
+            Some(bad) => bail!("scrub: {bad}"),
+            None => Ok(()),
+        }
+    }
+
+    fn zeroes_tails(&self) -> bool {
+        false
+    }
+
+    fn largest_folio(&self) -> u64 {
+        // 64 blocks
+        256 << 10
+    }
+
+    fn complaints(&self) -> &'static [&'static str] {
+        &["BTRFS error", "BTRFS warning"]
+    }
+
+    fn copy(&self, root: &Path, _file: &str, name: &str) -> Result<bool> {
+        let mut command = Command::new("btrfs");
+        command.args(["subvolume", "snapshot"]);
+        run(command.arg(root).arg(root.join(name)))?;
+        Ok(true)
+    }
+
+    fn remove_copy(&self, directory: &Path) -> Result<()> {
+        let mut command = Command::new("btrfs");
+        run(command.args(["subvolume", "delete"]).arg(directory)).map(drop)
+    }
+
+    fn mount_options(&self) -> &'static str {
+        ""
+    }
+
+    fn recovers(&self, _disk: &RawDisk) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn exposes_stale_blocks(&self, _mount_options: &str) -> bool {
+        false
+    }
+
+    fn reads_directly_past_eof(&self) -> bool {
+        true
+    }
+
+    fn variants(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("", ""),
+            ("", "notreelog"),
+            ("", "compress-force=zstd"),
+            ("", "nodatasum"),
+            ("-O ^no-holes", ""),
+            ("", "flushoncommit"),
+            ("-m dup -d dup", ""),
+            ("", "autodefrag"),
+            ("-n 4096", "max_inline=0"),
+            ("-R quota", ""),
+        ]
+    }
+}
+
 /// The filesystem of that name.
 pub fn by_name(name: &str) -> Result<&'static dyn FsKind> {
     match name {
         "ext4" => Ok(&Ext4),
         "xfs" => Ok(&Xfs),
+        "btrfs" => Ok(&Btrfs),
         _ => bail!("no tests for filesystem {name}"),
     }
 }

@@ -3,9 +3,10 @@
 //! The block devices that the filesystem under test lies on.
 
 use std::fs;
+use std::mem;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
@@ -342,6 +343,17 @@ impl Hold {
     pub fn start() -> Result<Self> {
         dmsetup(&["suspend", "--nolockfs", "--noflush", HELD])?;
         Ok(Self(()))
+    }
+}
+
+impl Hold {
+    /// Has another process end it. This one may be stuck: btrfs waits for writeback in a page fault, under
+    /// the lock of the address space, which to start a process takes as well.
+    pub fn end_after(self, delay: Duration) -> Result<Child> {
+        let script = format!("sleep {}; dmsetup resume {HELD}", delay.as_secs_f32());
+        let child = Command::new("sh").args(["-c", &script]).spawn()?;
+        mem::forget(self);
+        Ok(child)
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -89,12 +90,32 @@ pub fn folios() -> Result<Vec<Folio>> {
 
 /// The pinned folios of one file, in file order.
 pub fn folios_of(file: &File) -> Result<Vec<Folio>> {
-    let metadata = file.metadata()?;
-    let (device, inode) = (metadata.dev(), metadata.ino());
+    let (device, inode) = (superblock_device(file)?, file.metadata()?.ino());
     let mut folios = folios()?;
     folios.retain(|folio| matches!(folio.place, Some((d, i, _)) if (d, i) == (device, inode)));
     folios.sort_by_key(|folio| folio.place);
     Ok(folios)
+}
+
+/// The device number of the superblock. That of stat(2) is another one for each subvolume of btrfs.
+fn superblock_device(file: &File) -> Result<u64> {
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let mount = about
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))
+        .context("fdinfo tells no mnt_id")?
+        .trim();
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    mounts
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&mount))
+        .and_then(|fields| {
+            let (major, minor) = fields.get(2)?.split_once(':')?;
+            Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
+        })
+        // What is not mounted, a memfd: its superblock has no subvolumes.
+        .map_or_else(|| Ok(file.metadata()?.dev()), Ok)
 }
 
 /// Pins on all folios of one file together.

@@ -4,6 +4,7 @@
 //! mapped files by means of real devices (io_uring, RDMA), and compare what those devices wrote with what
 //! is on the raw disk.
 
+mod btrfs;
 mod cgroup;
 mod context;
 mod crash;
@@ -24,6 +25,7 @@ mod options;
 mod pagemap;
 mod pin;
 mod pinstorm;
+mod soak;
 mod stamp;
 mod stress;
 mod tap;
@@ -81,6 +83,13 @@ enum Command {
     Crash {
         #[command(flatten)]
         crash: crash::Arguments,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// A device that never stops under syncs, scrubs and snapshots
+    Soak {
+        #[command(flatten)]
+        soak: soak::Arguments,
         #[command(flatten)]
         options: Options,
     },
@@ -179,6 +188,12 @@ fn run(command: Command) -> Result<ExitCode> {
             if !crash::run_command(&crash, &options)? {
                 return Ok(ExitCode::FAILURE);
             }
+        }
+        Command::Soak { soak, options } => {
+            on_new_filesystem(&options, Layer::Disk, ["", ""], |context| {
+                soak::run(context, &soak)
+            })?;
+            println!("soak: PASSED");
         }
         Command::Stress { stress, options } => {
             let well = on_new_filesystem(&options, Layer::Disk, ["", ""], |context| {

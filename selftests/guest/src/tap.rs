@@ -74,7 +74,7 @@ pub struct Test {
     pub mkfs: &'static str,
     /// Mount options beside those of the command line.
     pub mount: &'static str,
-    /// The only filesystem that it is about; empty if any will do.
+    /// The filesystems that it is about, separated by spaces; empty if any will do.
     pub only: &'static str,
     /// Seconds after which it has failed.
     pub timeout: u64,
@@ -84,6 +84,8 @@ pub struct Test {
     pub proves: &'static [Invariant],
     /// The step that it fails without; see [`Test::without`]. Empty if there is none.
     pub without: &'static str,
+    /// The filesystems that need this step, separated by spaces; empty if all do.
+    pub without_on: &'static str,
 }
 
 impl Test {
@@ -100,6 +102,7 @@ impl Test {
             once: false,
             proves: &[],
             without: "",
+            without_on: "",
         }
     }
 
@@ -108,7 +111,7 @@ impl Test {
         Self { layer, ..self }
     }
 
-    /// For one filesystem only, with options of its own.
+    /// For these filesystems only, separated by spaces, with options of its own.
     pub const fn only(self, only: &'static str, mkfs: &'static str, mount: &'static str) -> Self {
         Self {
             only,
@@ -150,6 +153,28 @@ impl Test {
     pub const fn without(self, without: &'static str) -> Self {
         Self { without, ..self }
     }
+
+    /// As [`Test::without`], for a step that only these filesystems need, separated by spaces.
+    pub const fn without_on(self, without_on: &'static str, without: &'static str) -> Self {
+        Self {
+            without_on,
+            ..self.without(without)
+        }
+    }
+
+    /// True if the test is one for this filesystem.
+    pub fn is_for(&self, fs: &str) -> bool {
+        is_among(self.only, fs)
+    }
+
+    /// True if there is a step to leave out on this filesystem.
+    fn has_knockout(&self, fs: &str) -> bool {
+        !self.without.is_empty() && is_among(self.without_on, fs)
+    }
+}
+
+fn is_among(names: &str, fs: &str) -> bool {
+    names.is_empty() || names.split(' ').any(|name| name == fs)
 }
 
 /// What came of a test.
@@ -192,7 +217,7 @@ pub fn run_all(tests: &[Test], options: &Options) -> Result<bool> {
     let runs: Vec<(&Test, bool)> = tests
         .iter()
         .flat_map(|test| {
-            let knocked_out = (!test.without.is_empty()).then_some((test, true));
+            let knocked_out = test.has_knockout(&options.fs).then_some((test, true));
             [Some((test, false)), knocked_out]
         })
         .flatten()
@@ -206,7 +231,7 @@ pub fn run_all(tests: &[Test], options: &Options) -> Result<bool> {
             let name = format!("{} [{}]", test.name, test.without);
             (name, runner.run_knocked_out(test))
         } else {
-            (test.name.to_owned(), runner.run(test))
+            (test.name.to_owned(), runner.run(test, &[]))
         };
         let seconds = start.elapsed().as_secs_f32();
         match verdict {
@@ -251,7 +276,7 @@ impl<'a> Runner<'a> {
             Ok(switch) => switch,
             Err(error) => return Verdict::Broken(vec![format!("{error:#}")]),
         };
-        let verdict = self.run(test);
+        let verdict = self.run(test, self.kind.complaints());
         drop(switch);
         match verdict {
             Verdict::Pass => fail(format!(
@@ -268,8 +293,10 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn run(&self, test: &Test) -> Verdict {
+    /// Runs a test; messages that contain one of the texts are not held against it.
+    fn run(&self, test: &Test, expected: &[&str]) -> Verdict {
         let mut kmsg = Kmsg::follow();
+        expected.iter().for_each(|text| kmsg::expect(text));
         // No periodic writeback: what is on the disk was put there by the call under test.
         let _ = fs::write("/proc/sys/vm/dirty_writeback_centisecs", "0");
         let result = self.run_on_device(test);

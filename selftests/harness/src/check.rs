@@ -620,14 +620,14 @@ mod tests {
         let refused = Some("refused".to_string());
         assert_eq!(
             names("refused"),
-            [("ext4-4k", 1, refused.clone()), ("xfs-4k", 1, refused)]
+            ["ext4-4k", "xfs-4k", "btrfs"].map(|name| (name, 1, refused.clone()))
         );
         assert_eq!(names("ext4-1k"), [("ext4-1k", 1, None)]);
         assert_eq!(names("kunit"), [(KUNIT_X86, 0, None)]);
         let torn = Some("torn".to_string());
         assert_eq!(
             names("torn"),
-            ["ext4-4k", "ext4-1k", "xfs-4k", "xfs-1k"].map(|set| (set, 1, torn.clone()))
+            ["ext4-4k", "ext4-1k", "xfs-4k", "xfs-1k", "btrfs"].map(|set| (set, 1, torn.clone()))
         );
         assert_eq!(names("ext4-4k/torn"), [("ext4-4k", 1, torn)]);
         assert_eq!(names("fsync"), [(FAULTS, 1, Some("fsync".to_string()))]);

@@ -11,7 +11,7 @@ use crate::qemu::{self, Config, End, Stream};
 use crate::{cache, programs};
 
 /// Each has its rows.
-const FILESYSTEMS: [&str; 2] = ["ext4", "xfs"];
+const FILESYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
 /// Rounds of RDMA, fsync and comparison that a proof takes.
 const ROUNDS: u64 = 3;

@@ -10,7 +10,6 @@
 pub mod bench;
 pub mod cache;
 pub mod check;
-pub mod crash;
 pub mod demo;
 pub mod job;
 pub mod kselftests;
@@ -21,6 +20,7 @@ pub mod report;
 pub mod rootfs;
 pub mod samples;
 pub mod scan;
+pub mod session;
 pub mod sets;
 pub mod stress;
 pub mod tap;

@@ -11,7 +11,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use pinwb_harness::job::{Job, Mount};
 use pinwb_harness::qemu::{self, Config, Stream};
-use pinwb_harness::{bench, cache, check, crash, demo, kselftests, rootfs, stress, xfstests};
+use pinwb_harness::{bench, cache, check, demo, kselftests, rootfs, session, stress, xfstests};
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -159,6 +159,26 @@ enum Verb {
         #[arg(long)]
         seed: Option<u64>,
         /// More arguments of `pinwb-test crash`
+        #[arg(last = true)]
+        more: Vec<String>,
+    },
+    /// A device that never stops, under syncs, scrubs and snapshots
+    Soak {
+        #[command(flatten)]
+        guest: Guest,
+        /// The filesystem
+        #[arg(long, default_value = "btrfs")]
+        fs: String,
+        /// Options of mkfs
+        #[arg(long, default_value = "", allow_hyphen_values = true)]
+        mkfs_opts: String,
+        /// Mount options
+        #[arg(long, default_value = "")]
+        mount_opts: String,
+        /// For so many minutes
+        #[arg(long, default_value_t = 20)]
+        minutes: u64,
+        /// More arguments of `pinwb-test soak`
         #[arg(last = true)]
         more: Vec<String>,
     },
@@ -319,14 +339,34 @@ fn run(verb: Verb) -> Result<u8> {
             minutes,
             seed,
             more,
-        } => crash::crash(
+        } => session::session(
             &guest.config(),
-            &crash::Options {
+            &session::Options {
+                command: "crash",
                 fs,
                 mkfs_opts,
                 mount_opts,
                 minutes,
                 seed,
+                more,
+            },
+        ),
+        Verb::Soak {
+            guest,
+            fs,
+            mkfs_opts,
+            mount_opts,
+            minutes,
+            more,
+        } => session::session(
+            &guest.config(),
+            &session::Options {
+                command: "soak",
+                fs,
+                mkfs_opts,
+                mount_opts,
+                minutes,
+                seed: None,
                 more,
             },
         ),

@@ -87,6 +87,14 @@ pub const SETS: &[OptionSet] = &[
     set("xfs", "xfs-extsize", "-d extszinherit=4", ""),
     set("xfs", "xfs-cowextsize", "-d cowextsize=4", ""),
     set("xfs", "xfs-quota", "", "uquota,pquota"),
+    set("btrfs", "btrfs", "", "").in_check().all_tests(),
+    set("btrfs", "btrfs-compress", "", "compress-force=zstd"),
+    set("btrfs", "btrfs-no-holes-no", "-O ^no-holes", ""),
+    set("btrfs", "btrfs-nodatasum", "", "nodatasum"),
+    set("btrfs", "btrfs-notreelog", "", "notreelog"),
+    set("btrfs", "btrfs-mixed", "-M", ""),
+    set("btrfs", "btrfs-quota", "-R quota", ""),
+    set("btrfs", "btrfs-flushoncommit", "", "flushoncommit"),
 ];
 
 /// The boot parameters that the tests of all sets need: a disk with protection information, and two memory

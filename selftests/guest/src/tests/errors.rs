@@ -178,8 +178,9 @@ fn enospc_at_pin(context: &Context) -> Result<()> {
 
 /// Writeback that finds no space tells fsync and keeps the data; with space it stores them.
 fn enospc_in_writeback(context: &Context) -> Result<()> {
-    let mut pinned = in_large_folios(context, "file", 2 * MIB)?;
-    fallocate(&pinned.file, PUNCH, 256 * KIB + 512..768 * KIB + 512).context("punch")?;
+    let len = context.kind().largest_folio();
+    let mut pinned = in_large_folios(context, "file", len)?;
+    fallocate(&pinned.file, PUNCH, len / 8 + 512..len * 3 / 8 + 512).context("punch")?;
     fill(context, "filler")?;
     pinned.write(1)?;
     // The blocks that keep metadata going may do for some of it.
@@ -210,11 +211,11 @@ fn enospc_in_writeback(context: &Context) -> Result<()> {
 fn eio_in_writeback(context: &Context, unwritten: bool) -> Result<()> {
     kmsg::expect("Buffer I/O error");
     kmsg::expect("failed to convert unwritten extents");
+    kmsg::expect("BTRFS error");
     let len = MIB;
     let stamp = Stamp::fresh();
     let file = context.written("file", len, stamp, len as usize)?;
-    let mut places = disk::locate(&file, 0..len)?;
-    places.sort_by_key(|place| place.start);
+    let places = disk::rewritten_at(&file, 0..len)?;
     if unwritten {
         fallocate(&file, libc::FALLOC_FL_ZERO_RANGE, 0..len).context("zero")?;
         file.sync_all()?;
@@ -389,13 +390,14 @@ fn extents_of(context: &Context, inode: u64) -> Result<Vec<Vec<u64>>> {
 /// Holes of all sizes in a folio that can't be split: what the device writes there gets blocks again, and
 /// what it wrote is never zeroed.
 fn holes_in_pinned_folio(context: &Context) -> Result<()> {
-    let len = MIB;
+    let len = MIB.min(context.kind().largest_folio());
     let mut pinned = in_large_folios(context, "file", len)?;
+    let part = len / 16;
     let holes = [
         vec![(4 * KIB, 4 * KIB)],
-        vec![(100 * KIB + 512, 2 * KIB), (200 * KIB, KIB)],
-        vec![(300 * KIB - 8, 100 * KIB + 16)],
-        (0..8).map(|i| (i * 64 * KIB, 16 * KIB)).collect(),
+        vec![(part * 3 / 2 + 512, 2 * KIB), (part * 3, KIB)],
+        vec![(part * 9 / 2 - 8, part * 3 / 2 + 16)],
+        (0..8).map(|i| (i * part, part / 4)).collect(),
     ];
     for (round, holes) in (1..).zip(holes) {
         for (start, len) in &holes {

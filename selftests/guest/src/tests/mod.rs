@@ -3,6 +3,7 @@
 //! The tests, by theme.
 
 mod attributes;
+mod btrfs;
 pub mod common;
 mod crash;
 mod durable;
@@ -36,6 +37,7 @@ const THEMES: &[&[Test]] = &[
     refuse::TESTS,
     attributes::TESTS,
     reflink::TESTS,
+    btrfs::TESTS,
     stories::TESTS,
     sync::TESTS,
     stable::TESTS,
@@ -61,8 +63,7 @@ pub fn select(filters: &[String], fs: &str) -> Vec<Test> {
     let mut tests = all();
     tests.retain(|test| {
         let wanted = filters.is_empty() || filters.iter().any(|f| test.name.contains(f.as_str()));
-        let here = test.only.is_empty() || test.only == fs;
-        let here = here && faults == test.name.starts_with("faults.");
+        let here = test.is_for(fs) && faults == test.name.starts_with("faults.");
         wanted && here && off == (test.name == refuse::OFF)
     });
     tests
@@ -90,7 +91,10 @@ pub fn rst() -> String {
         rows.push([
             format!("``{}``", test.name),
             or_dash(proves),
-            or_dash(test.without.into()),
+            or_dash(match test.without_on {
+                "" => test.without.into(),
+                fs => format!("{} ({fs})", test.without),
+            }),
         ]);
     }
     let widths: Vec<usize> = (0..3)

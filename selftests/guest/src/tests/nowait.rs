@@ -36,7 +36,7 @@ use crate::map::{Mapping, PAGE};
 use crate::numa;
 use crate::stamp::Stamp;
 use crate::tap::Invariant::{I3, I4};
-use crate::tap::{expect_eq, Test};
+use crate::tap::{expect_eq, skip, Test};
 
 /// A test that must fail if writeback waits for the pin.
 const fn without_waiting(name: &'static str, run: fn(&Context) -> Result<()>) -> Test {
@@ -166,6 +166,11 @@ fn hold(command: &mut Command) -> Result<Holder> {
     let holder = Holder::start(command)?;
     holder.stop()?;
     Ok(holder)
+}
+
+fn is_not_supported(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.and_then(io::Error::raw_os_error) == Some(libc::EOPNOTSUPP)
 }
 
 /// What an operation may take that takes `own` without pins.
@@ -374,8 +379,12 @@ impl Operation {
     fn check(self, context: &Context) -> Result<()> {
         let own = {
             let scene = Scene::stored(context, "plain")?;
-            self.in_company(&scene, || timed(|| self.run(&scene)), || ())
-                .context("without pins")?
+            match self.in_company(&scene, || timed(|| self.run(&scene)), || ()) {
+                Err(error) if is_not_supported(&error) => {
+                    return skip(format!("{} can't do that", context.kind().name()));
+                }
+                result => result.context("without pins")?,
+            }
         };
         diag!("without pins: {own:?}");
 

@@ -25,7 +25,8 @@ pub const OFF: &str = "refuse.off";
 
 pub const TESTS: &[Test] = &[
     Test::new(OFF, off),
-    Test::new("refuse.data_journal", data_journal).only("ext4", "", "data=journal"),
+    Test::new("refuse.data_journal", not_supported).only("ext4", "", "data=journal"),
+    Test::new("refuse.nodatacow", not_supported).only("btrfs", "", "nodatacow"),
     Test::new("refuse.journal_flag", journal_flag)
         .only("ext4", "", "")
         .once(),
@@ -65,7 +66,7 @@ fn expect_message(kmsg: &mut Kmsg) -> Result<()> {
     Ok(())
 }
 
-fn data_journal(context: &Context) -> Result<()> {
+fn not_supported(context: &Context) -> Result<()> {
     let mut kmsg = Kmsg::follow();
     let refusals = Stats::read()?.get("refusals");
     let (_file, map) = mapped(context)?;

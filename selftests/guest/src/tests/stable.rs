@@ -21,7 +21,8 @@ pub const TESTS: &[Test] = &[
     Test::new("stable.integrity", integrity)
         .on(Layer::Integrity)
         .proves(&[I2])
-        .without("no_copy")
+        // btrfs has moved on to other blocks by the time the torn ones could be read.
+        .without_on("ext4 xfs", "no_copy")
         .timeout(400),
     // Without the copy this fails on a busy machine only: the array sends data right after it has
     // computed their parity.

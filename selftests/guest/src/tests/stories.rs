@@ -27,7 +27,8 @@ pub const TESTS: &[Test] = &[
     Test::new("story1.admitted_after_writeback", story1)
         .on(Layer::Held)
         .proves(&[I1, I2])
-        .without("no_admission"),
+        // btrfs waits for writeback in the fault already.
+        .without_on("ext4 xfs", "no_admission"),
     Test::new("story2.invalidated_before_admission", story2)
         .once()
         .proves(&[I1])
@@ -71,21 +72,15 @@ fn story1(context: &Context) -> Result<()> {
         flags.count(&map, 0..len as usize, WRITEBACK)?,
         pages,
     )?;
-    let (mut device, writeback, dirty) = thread::scope(|scope| {
-        let pin = scope.spawn(|| -> Result<_> {
-            let device = Kind::Uring.attach(&map, 0..len)?;
-            let writeback = flags.count(&map, 0..len as usize, WRITEBACK)?;
-            let dirty = flags.count(&map, 0..len as usize, DIRTY)?;
-            Ok((device, writeback, dirty))
-        });
-        thread::sleep(Duration::from_millis(500));
-        diag!("admitted before the I/O was over: {}", pin.is_finished());
-        drop(hold);
-        match pin.join() {
-            Ok(result) => result,
-            Err(_) => bail!("the pinning thread panicked"),
-        }
-    })?;
+    let mut release = hold.end_after(Duration::from_millis(500))?;
+    let mut device = Kind::Uring.attach(&map, 0..len)?;
+    let writeback = flags.count(&map, 0..len as usize, WRITEBACK)?;
+    let dirty = flags.count(&map, 0..len as usize, DIRTY)?;
+    diag!(
+        "admitted before the I/O was over: {}",
+        release.try_wait()?.is_none()
+    );
+    release.wait()?;
     if writeback > 0 || dirty < pages {
         bail!("admitted with {writeback} pages under writeback and {dirty} of {pages} dirty");
     }

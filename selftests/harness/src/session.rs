@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `crash`: the guest cuts the power at many points of workloads that are logged.
+//! `crash` and `soak`: one long run of the guest's program, whose output is passed on.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -14,13 +14,15 @@ use crate::{cache, programs};
 /// What the user asked for.
 #[derive(Debug)]
 pub struct Options {
+    /// The command of the guest's program.
+    pub command: &'static str,
     /// The filesystem.
     pub fs: String,
     /// Options for every mkfs.
     pub mkfs_opts: String,
     /// Options for every mount.
     pub mount_opts: String,
-    /// Begin no pass after so many minutes.
+    /// Begin nothing after so many minutes.
     pub minutes: u64,
     /// Where all choices come from.
     pub seed: Option<u64>,
@@ -28,13 +30,13 @@ pub struct Options {
     pub more: Vec<String>,
 }
 
-/// What the last pass may take after the time is over, and the boot before, on a slow host.
+/// What is under way may take after the time is over, and the boot before, on a slow host.
 const SLACK: Duration = Duration::from_secs(900);
 
 fn arguments(options: &Options) -> Vec<String> {
     let mut argv = vec![
         programs::TEST.to_string(),
-        "crash".into(),
+        options.command.into(),
         format!("--fs={}", options.fs),
         format!("--mkfs-opts={}", options.mkfs_opts),
         format!("--mount-opts={}", options.mount_opts),
@@ -46,8 +48,8 @@ fn arguments(options: &Options) -> Vec<String> {
 }
 
 /// Runs it, and returns the exit status.
-pub fn crash(config: &Config, options: &Options) -> Result<u8> {
-    let log = cache::new_run("crash")?;
+pub fn session(config: &Config, options: &Options) -> Result<u8> {
+    let log = cache::new_run(options.command)?;
     let config = Config {
         timeout: Duration::from_secs(60 * options.minutes) + SLACK,
         ..config.clone()
@@ -71,7 +73,7 @@ pub fn crash(config: &Config, options: &Options) -> Result<u8> {
     if wrong.is_empty() {
         return Ok(0);
     }
-    println!("crash: FAILED: {}", wrong.join("; "));
+    println!("{}: FAILED: {}", options.command, wrong.join("; "));
     Ok(1)
 }
 
@@ -82,6 +84,7 @@ mod tests {
     #[test]
     fn options_reach_the_guest() {
         let options = Options {
+            command: "crash",
             fs: "ext4".into(),
             mkfs_opts: "-b 1024".into(),
             mount_opts: String::new(),
