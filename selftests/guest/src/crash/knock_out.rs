@@ -8,7 +8,7 @@ use crate::ledger::Switch;
 
 /// How long the copy is held back from being sent, in milliseconds: long enough for the device to complete
 /// a round and for an fsync to begin.
-const WINDOW: u32 = 60;
+pub const WINDOW: u32 = 60;
 
 /// The workload in which a loss without the step is certain enough; none if no single one is.
 pub fn workload(switch: &str) -> Option<&'static str> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
+use super::knock_out;
 use super::model::{File, Manner, Round};
 use super::random::Random;
 use super::recorder::{Id, Recorder};
@@ -280,9 +281,15 @@ fn busy(scene: &mut Scene<'_>) -> Result<()> {
     quiet.unpin()
 }
 
-/// A device never pauses, something else starts writeback all the time, and fsync comes between.
+/// Up to so many milliseconds pass between one fsync of [`flushed`] and the next.
+const PAUSE: u64 = 2 * knock_out::WINDOW as u64;
+
+/// A device never pauses, something else starts writeback all the time, and fsync comes between: now before
+/// the copy is taken, now after it. Right after another fsync it would begin writeback of its own.
 fn flushed(scene: &mut Scene<'_>) -> Result<()> {
-    let (recorder, steps) = (scene.recorder, scene.steps);
+    let mut random = Random::new(scene.random.below(u64::MAX));
+    let (scene, steps) = (&*scene, scene.steps);
+    let recorder = scene.recorder;
     beside_busy_device(scene, "flushed", 64 * KIB, |id, file| {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -293,8 +300,10 @@ fn flushed(scene: &mut Scene<'_>) -> Result<()> {
                 }
                 Ok(())
             });
-            let synced = (0..steps)
-                .try_for_each(|_| recorder.sync("Fsync, flushed", &[id], || Ok(file.sync_all()?)));
+            let synced = (0..steps).try_for_each(|_| {
+                thread::sleep(Duration::from_millis(random.below(PAUSE)));
+                recorder.sync("Fsync, flushed", &[id], || Ok(file.sync_all()?))
+            });
             stop.store(true, Ordering::Release);
             match flusher.join() {
                 Ok(result) => result?,
