@@ -1,14 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where btrfs has what: its extent maps tell addresses of its own, which the chunk tree maps to devices.
+//! The command `btrfs`, and where btrfs has what: its extent maps tell addresses of its own, which the chunk tree maps to devices.
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::{bail, Context, Result};
+
+use crate::fs::run;
+
+/// Runs `btrfs` with the arguments, and what they are about.
+pub fn command(arguments: &[&str], objects: &[&Path]) -> Result<String> {
+    run(Command::new("btrfs").args(arguments).args(objects))
+}
+
+/// Makes a snapshot of a subvolume.
+pub fn snapshot(subvolume: &Path, name: &Path, read_only: bool) -> Result<()> {
+    let mut arguments = vec!["subvolume", "snapshot"];
+    if read_only {
+        arguments.push("-r");
+    }
+    command(&arguments, &[subvolume, name]).map(drop)
+}
 
 /// Stretches of the filesystem's address space, in order.
 pub struct Chunks(Vec<Chunk>);
@@ -105,9 +123,7 @@ impl Chunks {
             .map(|chunk| chunk.physical + (address - chunk.start))
             .with_context(|| format!("no chunk has address {address}"))
     }
-}
 
-impl Chunks {
     /// The places of data and of nothing else.
     pub fn of_data(&self) -> Vec<Range<u64>> {
         let of_data = self.0.iter().filter(|chunk| chunk.kind & KINDS == DATA);

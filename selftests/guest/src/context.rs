@@ -220,6 +220,11 @@ impl Context {
         self.kind
     }
 
+    /// Fails unless it is sound, in memory and on disk.
+    pub fn scrub(&self) -> Result<()> {
+        self.kind.scrub(&self.root())
+    }
+
     /// What it is mounted with.
     pub fn mount_options(&self) -> &str {
         &self.mount_options

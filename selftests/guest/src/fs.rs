@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use crate::btrfs;
 use crate::disk::RawDisk;
 
 /// What differs from one filesystem to the next.
@@ -23,8 +24,11 @@ pub trait FsKind: Sync {
     fn mkfs(&self, device: &Path, size: u64, options: &[String]) -> Command;
     /// The command that exits with 0 if the unmounted filesystem is sound, and changes nothing.
     fn check(&self, device: &Path) -> Command;
-    /// Fails unless what is mounted at `root` is sound, in memory and on disk.
-    fn scrub(&self, root: &Path) -> Result<()>;
+    /// Fails unless what is mounted at `root` is sound, in memory and on disk. Some can be looked at offline
+    /// only, by [`FsKind::check`].
+    fn scrub(&self, _root: &Path) -> Result<()> {
+        Ok(())
+    }
     /// True if on the disk there are zeroes between the end of a file and that of its last block. It will do
     /// to zero them when the block is read and when the file grows.
     fn zeroes_tails(&self) -> bool {
@@ -49,15 +53,23 @@ pub trait FsKind: Sync {
             .with_context(|| format!("cannot remove {}", directory.display()))
     }
     /// Mount options that every test has.
-    fn mount_options(&self) -> &'static str;
+    fn mount_options(&self) -> &'static str {
+        ""
+    }
     /// True if all that a mount needs after a power cut is the mount itself: without a journal there is
     /// work for fsck.
-    fn recovers(&self, disk: &RawDisk) -> Result<bool>;
+    fn recovers(&self, _disk: &RawDisk) -> Result<bool> {
+        Ok(true)
+    }
     /// True if, mounted like this, a file may have stale blocks after a power cut where it was not synced.
-    fn exposes_stale_blocks(&self, mount_options: &str) -> bool;
+    fn exposes_stale_blocks(&self, _mount_options: &str) -> bool {
+        false
+    }
     /// True if a direct read may reach beyond the end of the file. XFS has reserved blocks there at times, and
     /// fails a direct read that meets them.
-    fn reads_directly_past_eof(&self) -> bool;
+    fn reads_directly_past_eof(&self) -> bool {
+        true
+    }
     /// Ways to make and mount it in which writeback or the journal goes another way; mkfs and mount
     /// options.
     fn variants(&self) -> &'static [(&'static str, &'static str)];
@@ -88,11 +100,6 @@ impl FsKind for Ext4 {
         command
     }
 
-    fn scrub(&self, _root: &Path) -> Result<()> {
-        // Only offline, in [`FsKind::check`].
-        Ok(())
-    }
-
     fn mount_options(&self) -> &'static str {
         "noinit_itable"
     }
@@ -107,10 +114,6 @@ impl FsKind for Ext4 {
         mount_options
             .split(',')
             .any(|option| option == "data=writeback")
-    }
-
-    fn reads_directly_past_eof(&self) -> bool {
-        true
     }
 
     fn variants(&self) -> &'static [(&'static str, &'static str)] {
@@ -176,14 +179,6 @@ impl FsKind for Xfs {
         "nouuid"
     }
 
-    fn recovers(&self, _disk: &RawDisk) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn exposes_stale_blocks(&self, _mount_options: &str) -> bool {
-        false
-    }
-
     fn reads_directly_past_eof(&self) -> bool {
         false
     }
@@ -241,9 +236,7 @@ impl FsKind for Btrfs {
 
     fn scrub(&self, root: &Path) -> Result<()> {
         // -B waits, -r repairs nothing, -R counts errors by kind. Some versions exit with 0 all the same.
-        let said = run(Command::new("btrfs")
-            .args(["scrub", "start", "-B", "-r", "-R"])
-            .arg(root))?;
+        let said = btrfs::command(&["scrub", "start", "-B", "-r", "-R"], &[root])?;
         let bad = said.lines().map(str::trim).find(|line| {
             line.split_once(":")
                 .is_some_and(|(name, count)| name.ends_with("_errors") && count.trim() != "0")
@@ -268,31 +261,12 @@ impl FsKind for Btrfs {
     }
 
     fn copy(&self, root: &Path, _file: &str, name: &str) -> Result<bool> {
-        let mut command = Command::new("btrfs");
-        command.args(["subvolume", "snapshot"]);
-        run(command.arg(root).arg(root.join(name)))?;
+        btrfs::snapshot(root, &root.join(name), false)?;
         Ok(true)
     }
 
     fn remove_copy(&self, directory: &Path) -> Result<()> {
-        let mut command = Command::new("btrfs");
-        run(command.args(["subvolume", "delete"]).arg(directory)).map(drop)
-    }
-
-    fn mount_options(&self) -> &'static str {
-        ""
-    }
-
-    fn recovers(&self, _disk: &RawDisk) -> Result<bool> {
-        Ok(true)
-    }
-
-    fn exposes_stale_blocks(&self, _mount_options: &str) -> bool {
-        false
-    }
-
-    fn reads_directly_past_eof(&self) -> bool {
-        true
+        btrfs::command(&["subvolume", "delete"], &[directory]).map(drop)
     }
 
     fn variants(&self) -> &'static [(&'static str, &'static str)] {

@@ -344,9 +344,7 @@ impl Hold {
         dmsetup(&["suspend", "--nolockfs", "--noflush", HELD])?;
         Ok(Self(()))
     }
-}
 
-impl Hold {
     /// Has another process end it. This one may be stuck: btrfs waits for writeback in a page fault, under
     /// the lock of the address space, which to start a process takes as well.
     pub fn end_after(self, delay: Duration) -> Result<Child> {

@@ -84,7 +84,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             file.sync_all().context("fsync")?;
             progress.syncs += 1;
             if start.elapsed() >= next_scrub {
-                context.kind().scrub(&context.root())?;
+                context.scrub()?;
                 progress.scrubs += 1;
                 if let Some(copy) = copy.take() {
                     copy.expect_unchanged(context)?;
@@ -109,7 +109,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     })?;
     file.sync_all()?;
     context.expect_on_disk(&file, 0..LEN, stamp.round(last))?;
-    context.kind().scrub(&context.root())?;
+    context.scrub()?;
     context.expect_after_power_cut("soak", 0..LEN, stamp.round(last))?;
     if let Some(copy) = copy {
         copy.expect_unchanged(context)?;

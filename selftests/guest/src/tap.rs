@@ -111,10 +111,14 @@ impl Test {
         Self { layer, ..self }
     }
 
-    /// For these filesystems only, separated by spaces, with options of its own.
-    pub const fn only(self, only: &'static str, mkfs: &'static str, mount: &'static str) -> Self {
+    /// For these filesystems only, separated by spaces.
+    pub const fn only(self, only: &'static str) -> Self {
+        Self { only, ..self }
+    }
+
+    /// With options of its own for mkfs and mount.
+    pub const fn made(self, mkfs: &'static str, mount: &'static str) -> Self {
         Self {
-            only,
             mkfs,
             mount,
             ..self

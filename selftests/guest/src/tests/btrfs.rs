@@ -2,23 +2,18 @@
 
 //! Checksums, snapshots and block groups that move, under a device that never stops writing.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
 use std::path::Path;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{file_range, Pinned, KIB, MIB};
+use super::common::{file_range, while_syncing, Pinned, KIB, MIB};
 use super::errors::{expect_kept, expect_sync_fails};
+use crate::btrfs;
 use crate::context::{expect_contents, Context};
 use crate::device::{while_writing, Kind};
-use crate::diag;
-use crate::fs::run;
 use crate::ledger::Switch;
 use crate::tap::{Invariant, Test};
 
@@ -26,60 +21,45 @@ use Invariant::{I1, I2, I3, I4, I6};
 
 pub const TESTS: &[Test] = &[
     Test::new("btrfs.scrub_while_dma", scrub_while_dma)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I2, I6])
         .without("no_copy"),
     Test::new("btrfs.snapshot", snapshot)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I4, I6])
         .without("no_hole_alloc"),
     Test::new("btrfs.snapshot_while_dma", snapshot_while_dma)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I2, I6])
         .without("no_copy"),
-    Test::new("btrfs.send", send)
-        .only("btrfs", "", "")
-        .proves(&[I4]),
+    Test::new("btrfs.send", send).only("btrfs").proves(&[I4]),
     Test::new("btrfs.log_while_flushing", log_while_flushing)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I2, I4])
         .without("no_exclusion"),
     Test::new("btrfs.balance_while_dma", balance_while_dma)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I3, I4]),
     Test::new("btrfs.defragment_while_dma", defragment_while_dma)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I3, I4]),
     Test::new("btrfs.small_file", small_file)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I1, I4])
         .without("no_keep_dirty"),
     Test::new("btrfs.quota", quota)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I1, I6])
         .without("no_keep_unmapped"),
     Test::new("btrfs.read_only_subvolume", read_only_subvolume)
-        .only("btrfs", "", "")
+        .only("btrfs")
         .proves(&[I3]),
 ];
 
 const LEN: u64 = 2 * MIB;
 
-fn btrfs<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Result<String> {
-    run(Command::new("btrfs").args(arguments))
-}
-
-fn on_root(context: &Context, arguments: &[&str]) -> Result<String> {
-    run(Command::new("btrfs").args(arguments).arg(context.root()))
-}
-
-fn take_snapshot(context: &Context, name: &str, read_only: bool) -> Result<()> {
-    let mut command = Command::new("btrfs");
-    command.args(["subvolume", "snapshot"]);
-    if read_only {
-        command.arg("-r");
-    }
-    run(command.arg(context.root()).arg(context.path(name))).map(drop)
+fn on_root(context: &Context, arguments: &[&str]) -> Result<()> {
+    btrfs::command(arguments, &[&context.root()]).map(drop)
 }
 
 /// A file that a device has written to once, and that is on the disk.
@@ -90,69 +70,43 @@ fn synced(context: &Context) -> Result<Pinned> {
     Ok(pinned)
 }
 
-/// Calls `sync` again and again while `body` runs.
-fn while_syncing<T>(
-    file: &File,
-    sync: impl Fn(&File) -> io::Result<()> + Sync,
-    body: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let syncer = scope.spawn(|| -> io::Result<u32> {
-            let mut times = 0;
-            while !stop.load(Ordering::Acquire) {
-                sync(file)?;
-                times += 1;
-            }
-            Ok(times)
-        });
-        let done = body();
-        stop.store(true, Ordering::Release);
-        match syncer.join() {
-            Ok(times) => diag!("written back {} times meanwhile", times?),
-            Err(_) => bail!("the thread that writes back panicked"),
-        }
-        done
-    })
-}
-
 /// The device and a thread that syncs go on while something is done to the filesystem; then all is where it
 /// should be, with the right checksums.
-fn while_all_goes_on(context: &Context, body: impl FnOnce() -> Result<()>) -> Result<()> {
+fn while_all_goes_on<T>(context: &Context, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut pinned = synced(context)?;
     let (stamp, range, file) = (pinned.stamp, pinned.range.clone(), &pinned.file);
-    let ((), last) = while_writing(&mut *pinned.device, stamp, range, || {
+    let (done, last) = while_writing(&mut *pinned.device, stamp, range, || {
         while_syncing(file, File::sync_data, body)
     })?;
     pinned.file.sync_all()?;
     pinned.expect_on_disk(context, last)?;
     context.expect_after_power_cut("file", 0..LEN, stamp.round(last))?;
-    context.kind().scrub(&context.root())?;
+    context.scrub()?;
     let file = pinned.remount(context, "file")?;
-    expect_contents(&file, 0..LEN, stamp.round(last))
+    expect_contents(&file, 0..LEN, stamp.round(last))?;
+    Ok(done)
 }
 
 fn scrub_while_dma(context: &Context) -> Result<()> {
     while_all_goes_on(context, || {
         (0..5).try_for_each(|_| {
             thread::sleep(Duration::from_millis(400));
-            context.kind().scrub(&context.root())
+            context.scrub()
         })
     })
 }
 
 fn balance_while_dma(context: &Context) -> Result<()> {
     while_all_goes_on(context, || {
-        (0..2).try_for_each(|_| on_root(context, &["balance", "start", "--full-balance"]).map(drop))
+        (0..2).try_for_each(|_| on_root(context, &["balance", "start", "--full-balance"]))
     })
 }
 
 fn defragment_while_dma(context: &Context) -> Result<()> {
     while_all_goes_on(context, || {
         (0..5).try_for_each(|_| {
-            let mut command = Command::new("btrfs");
-            command.args(["filesystem", "defragment", "-f", "-czstd"]);
-            run(command.arg(context.path("file"))).map(drop)
+            let arguments = ["filesystem", "defragment", "-f", "-czstd"];
+            btrfs::command(&arguments, &[&context.path("file")]).map(drop)
         })
     })
 }
@@ -165,7 +119,7 @@ fn snapshot(context: &Context) -> Result<()> {
     let name = |round| format!("snapshot-{round}");
     for round in 1..=ROUNDS {
         pinned.write(round)?;
-        take_snapshot(context, &name(round), round % 2 == 0)?;
+        btrfs::snapshot(&context.root(), &context.path(&name(round)), round % 2 == 0)?;
     }
     pinned.write(ROUNDS + 1)?;
     pinned.file.sync_all()?;
@@ -185,26 +139,17 @@ fn snapshot(context: &Context) -> Result<()> {
 /// Snapshots that are taken while the device writes don't change afterwards.
 fn snapshot_while_dma(context: &Context) -> Result<()> {
     const SNAPSHOTS: usize = 6;
-    let mut pinned = synced(context)?;
-    let (stamp, range, file) = (pinned.stamp, pinned.range.clone(), &pinned.file);
-    let (taken, last) = while_writing(&mut *pinned.device, stamp, range, || {
-        while_syncing(file, File::sync_data, || {
-            (0..SNAPSHOTS)
-                .map(|nth| {
-                    let name = format!("snapshot-{nth}");
-                    take_snapshot(context, &name, false)?;
-                    let name = format!("{name}/file");
-                    let bytes = fs::read(context.path(&name)).with_context(|| name.clone())?;
-                    Ok((name, bytes))
-                })
-                .collect::<Result<Vec<_>>>()
-        })
+    let taken = while_all_goes_on(context, || {
+        (0..SNAPSHOTS)
+            .map(|nth| {
+                let name = format!("snapshot-{nth}");
+                btrfs::snapshot(&context.root(), &context.path(&name), false)?;
+                let name = format!("{name}/file");
+                let bytes = fs::read(context.path(&name)).with_context(|| name.clone())?;
+                Ok((name, bytes))
+            })
+            .collect::<Result<Vec<_>>>()
     })?;
-    pinned.file.sync_all()?;
-    pinned.expect_on_disk(context, last)?;
-    context.kind().scrub(&context.root())?;
-    let file = pinned.remount(context, "file")?;
-    expect_contents(&file, 0..LEN, stamp.round(last))?;
     for (name, then) in taken {
         let now = fs::read(context.path(&name)).with_context(|| name.clone())?;
         if then != now {
@@ -219,25 +164,14 @@ fn send(context: &Context) -> Result<()> {
     let mut pinned = synced(context)?;
     let (stamp, range) = (pinned.stamp, pinned.range.clone());
     pinned.write(1)?;
-    take_snapshot(context, "snapshot", true)?;
+    let snapshot = context.path("snapshot");
+    btrfs::snapshot(&context.root(), &snapshot, true)?;
     let stream = context.work().join("stream");
     let received = context.path("received");
     fs::create_dir(&received)?;
     let ((), last) = while_writing(&mut *pinned.device, stamp, range.clone(), || {
-        let arguments = [OsStr::new("send"), OsStr::new("-q"), OsStr::new("-f")];
-        let snapshot = context.path("snapshot");
-        btrfs(
-            arguments
-                .into_iter()
-                .chain([stream.as_os_str(), snapshot.as_os_str()]),
-        )?;
-        let arguments = [OsStr::new("receive"), OsStr::new("-q"), OsStr::new("-f")];
-        btrfs(
-            arguments
-                .into_iter()
-                .chain([stream.as_os_str(), received.as_os_str()]),
-        )
-        .map(drop)
+        btrfs::command(&["send", "-q", "-f"], &[&stream, &snapshot])?;
+        btrfs::command(&["receive", "-q", "-f"], &[&stream, &received]).map(drop)
     })?;
     fs::remove_file(&stream)?;
     for name in ["snapshot/file", "received/snapshot/file"] {
@@ -303,7 +237,7 @@ fn small_file(context: &Context) -> Result<()> {
 /// What exceeds a limit stays in memory, dirty, until the limit is raised.
 fn quota(context: &Context) -> Result<()> {
     on_root(context, &["quota", "enable"])?;
-    let limit = |limit: &str| on_root(context, &["qgroup", "limit", limit]).map(drop);
+    let limit = |limit: &str| on_root(context, &["qgroup", "limit", limit]);
     let mut pinned = synced(context)?;
     // Each write takes new blocks before the old ones are free.
     limit(&format!("{}k", (LEN + LEN / 4) / KIB))?;
@@ -323,16 +257,11 @@ fn quota(context: &Context) -> Result<()> {
 /// A subvolume that becomes read-only under a pin has what was synced before, and nobody hangs.
 fn read_only_subvolume(context: &Context) -> Result<()> {
     let subvolume = context.path("subvolume");
-    run(Command::new("btrfs")
-        .args(["subvolume", "create"])
-        .arg(&subvolume))?;
+    btrfs::command(&["subvolume", "create"], &[&subvolume])?;
     let mut pinned = Pinned::sparse(context, Kind::Uring, "subvolume/file", LEN)?;
     let set = |value: &str| {
-        run(Command::new("btrfs")
-            .args(["property", "set", "-f", "-ts"])
-            .arg(&subvolume)
-            .args(["ro", value]))
-        .map(drop)
+        let name = ["property", "set", "-f", "-ts"];
+        btrfs::command(&name, &[&subvolume, Path::new("ro"), Path::new(value)]).map(drop)
     };
     pinned.write(1)?;
     pinned.file.sync_all()?;

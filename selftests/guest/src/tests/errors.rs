@@ -41,37 +41,41 @@ pub const TESTS: &[Test] = &[
     })
     .on(Layer::Failing)
     // Where zeroed blocks stay in their places.
-    .only("ext4", "", "")
+    .only("ext4")
     .proves(&[I1, I4, I6])
     .without("no_unwritten_again"),
     Test::new("errors.eio_of_journal", |c| {
         journal_abort(c, false, journal)
     })
     .on(Layer::Failing)
-    .only("ext4", "", "errors=remount-ro")
+    .only("ext4")
+    .made("", "errors=remount-ro")
     .proves(&[I1, I4]),
     Test::new("errors.eio_of_journal_new_blocks", |c| {
         journal_abort(c, true, journal)
     })
     .on(Layer::Failing)
-    .only("ext4", "", "errors=remount-ro")
+    .only("ext4")
+    .made("", "errors=remount-ro")
     .proves(&[I1, I4]),
     Test::new("errors.eio_of_all_writes", |c| {
         journal_abort(c, false, |_| Outage::of_writes())
     })
     .on(Layer::Failing)
-    .only("ext4", "", "errors=remount-ro")
+    .only("ext4")
+    .made("", "errors=remount-ro")
     .proves(&[I1, I4]),
     Test::new("errors.eio_of_block_map", eio_of_block_map)
         .on(Layer::Failing)
-        .only("ext4", "", "")
+        .only("ext4")
         .proves(&[I1, I4, I6])
         .without("no_keep_unmapped"),
     Test::new("errors.holes_in_pinned_folio", holes_in_pinned_folio)
         .proves(&[I4, I6])
         .without("no_hole_alloc"),
     Test::new("errors.extend_in_last_page", extend_in_last_page)
-        .only("ext4", "-b 1024", "")
+        .only("ext4")
+        .made("-b 1024", "")
         .proves(&[I4, I6])
         .without("no_hole_alloc"),
     Test::new("story11.hwpoison_small_folio", |c| hwpoison(c, false)).proves(&[I1, I4]),

@@ -74,7 +74,7 @@ pub const TESTS: &[Test] = &[
     without_waiting("nowait.journal_commit", |c| {
         Operation::new(fsync_of_another).busy().check(c)
     })
-    .only("ext4", "", ""),
+    .only("ext4"),
     without_waiting("nowait.freeze", |c| {
         Operation::new(freeze).flushes().check(c)
     }),
@@ -126,7 +126,8 @@ pub const TESTS: &[Test] = &[
     without_waiting("nowait.rename_flushes", |c| {
         Operation::new(|s| s.rename_over_another()).check(c)
     })
-    .only("ext4", "", "delalloc"),
+    .only("ext4")
+    .made("", "delalloc"),
     apart("nowait.rename_over", |c| {
         Operation::new(|s| s.rename_another_over()).busy().check(c)
     }),

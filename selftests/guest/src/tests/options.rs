@@ -21,7 +21,8 @@ const fn trip(
     mount: &'static str,
 ) -> Test {
     Test::new(name, run)
-        .only("ext4", mkfs, mount)
+        .only("ext4")
+        .made(mkfs, mount)
         .proves(&[I1, I4])
         .without("no_keep_dirty")
 }

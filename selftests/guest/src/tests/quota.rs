@@ -17,11 +17,13 @@ use Invariant::{I1, I4, I6};
 
 pub const TESTS: &[Test] = &[
     Test::new("quota.user", |c| in_writeback(c, Quota::User))
-        .only("ext4", "-O quota", "usrquota")
+        .only("ext4")
+        .made("-O quota", "usrquota")
         .proves(&[I1, I4, I6])
         .without("no_hole_alloc"),
     Test::new("quota.project", |c| in_writeback(c, Quota::Project))
-        .only("ext4", "-I 256 -O quota,project", "prjquota")
+        .only("ext4")
+        .made("-I 256 -O quota,project", "prjquota")
         .proves(&[I1, I4, I6])
         .without("no_hole_alloc"),
 ];

@@ -7,12 +7,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{fallocate, file_range, Pinned, KIB, MIB};
+use super::common::{fallocate, file_range, while_syncing, Pinned, KIB, MIB};
 use super::errors::{expect_kept, expect_sync_fails, fill, release};
 use crate::context::{expect_contents, Context};
 use crate::device::{while_writing, Kind};
@@ -26,42 +24,42 @@ use Invariant::{I1, I3, I4, I6};
 
 pub const TESTS: &[Test] = &[
     Test::new("reflink.clone", |c| clone_between_rounds(c, false))
-        .only("xfs btrfs", "", "")
+        .only("xfs btrfs")
         .proves(&[I4, I6])
         .without_on("xfs", "no_cow"),
     Test::new("reflink.clone_then_unpin", |c| {
         clone_between_rounds(c, true)
     })
-    .only("xfs btrfs", "", "")
+    .only("xfs btrfs")
     .proves(&[I4, I6])
     .without_on("xfs", "no_cow"),
     Test::new("reflink.clone_while_dma", |c| {
         clone_while_dma(c, File::sync_data)
     })
-    .only("xfs btrfs", "", "")
+    .only("xfs btrfs")
     .proves(&[I6])
     .without_on("xfs", "no_cow"),
     Test::new("reflink.clone_in_writeback", clone_in_writeback)
-        .only("xfs btrfs", "", "")
+        .only("xfs btrfs")
         .proves(&[I6])
         .without_on("xfs", "no_exclusion"),
     Test::new("reflink.part_of_folio", part_of_folio)
-        .only("xfs btrfs", "", "")
+        .only("xfs btrfs")
         .proves(&[I4, I6])
         .without_on("xfs", "no_cow"),
     Test::new("reflink.unshare", unshare)
-        .only("xfs", "", "")
+        .only("xfs")
         .proves(&[I4]),
     Test::new("reflink.enospc", enospc)
-        .only("xfs", "", "")
+        .only("xfs")
         .proves(&[I1, I4, I6])
         .without_on("xfs", "no_cow"),
-    Test::new("reflink.refused", refused).only("xfs btrfs", "", ""),
+    Test::new("reflink.refused", refused).only("xfs btrfs"),
     Test::new("reflink.freeze_while_dma", freeze_while_dma)
-        .only("xfs btrfs", "", "")
+        .only("xfs btrfs")
         .proves(&[I3, I4]),
     Test::new("xfs.shutdown_while_dma", shutdown_while_dma)
-        .only("xfs", "", "")
+        .only("xfs")
         .proves(&[I3]),
 ];
 
@@ -114,11 +112,6 @@ fn clone_of(context: &Context, pinned: &Pinned, name: &str) -> Result<File> {
     Ok(file)
 }
 
-/// Both the metadata on disk and that in memory are sound.
-fn scrub(context: &Context) -> Result<()> {
-    context.kind().scrub(&context.root())
-}
-
 /// The device writes before each clone and after it: each keeps what was there when it was made.
 fn clone_between_rounds(context: &Context, unpin: bool) -> Result<()> {
     const ROUNDS: u32 = 3;
@@ -157,7 +150,7 @@ fn clone_between_rounds(context: &Context, unpin: bool) -> Result<()> {
     }
     context.expect_after_power_cut("file", range.clone(), stamp.round(ROUNDS + 1))?;
     drop((held, map, file));
-    scrub(context)?;
+    context.scrub()?;
     context.remount()?;
     for round in 1..=ROUNDS {
         expect_contents(
@@ -180,38 +173,23 @@ fn clone_while_dma(
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(0)?;
     pinned.file.sync_all()?;
-    let stop = AtomicBool::new(false);
     let (range, file, stamp) = (pinned.range.clone(), &pinned.file, pinned.stamp);
     let make_clones = || {
-        thread::scope(|scope| {
-            let syncer = scope.spawn(|| -> io::Result<()> {
-                while !stop.load(Ordering::Acquire) {
-                    write_back(file)?;
-                }
-                Ok(())
-            });
-            let clones: Result<Vec<_>> = (0..CLONES)
-                .map(|nth| {
-                    let name = format!("clone-{nth}");
-                    let made = context.create(&name)?;
-                    clone_file(file, &made).with_context(|| name.clone())?;
-                    // The clone has nothing in the page cache: this is what its blocks hold.
-                    let mut bytes = vec![0; LEN as usize];
-                    made.read_exact_at(&mut bytes, 0)?;
-                    Ok((name, bytes))
-                })
-                .collect();
-            let last_sync = file.sync_all();
-            stop.store(true, Ordering::Release);
-            let Ok(synced) = syncer.join() else {
-                bail!("the thread that writes back panicked");
-            };
-            synced.context("writeback")?;
-            last_sync?;
-            clones
-        })
+        (0..CLONES)
+            .map(|nth| {
+                let name = format!("clone-{nth}");
+                let made = context.create(&name)?;
+                clone_file(file, &made).with_context(|| name.clone())?;
+                // The clone has nothing in the page cache: this is what its blocks hold.
+                let mut bytes = vec![0; LEN as usize];
+                made.read_exact_at(&mut bytes, 0)?;
+                Ok((name, bytes))
+            })
+            .collect::<Result<Vec<_>>>()
     };
-    let (clones, last) = while_writing(&mut *pinned.device, stamp, range, make_clones)?;
+    let (clones, last) = while_writing(&mut *pinned.device, stamp, range, || {
+        while_syncing(file, write_back, make_clones)
+    })?;
     pinned.file.sync_all()?;
     pinned.expect_on_disk(context, last)?;
     diag!("{last} rounds");
@@ -228,7 +206,7 @@ fn clone_while_dma(
             bail!("{changed} sectors of {name} have changed since it was made");
         }
     }
-    scrub(context)
+    context.scrub()
 }
 
 /// Each clone finds writeback between the lookup of the blocks and the I/O to them: the copy is held back,

@@ -25,13 +25,21 @@ pub const OFF: &str = "refuse.off";
 
 pub const TESTS: &[Test] = &[
     Test::new(OFF, off),
-    Test::new("refuse.data_journal", not_supported).only("ext4", "", "data=journal"),
-    Test::new("refuse.nodatacow", not_supported).only("btrfs", "", "nodatacow"),
+    Test::new("refuse.data_journal", not_supported)
+        .only("ext4")
+        .made("", "data=journal"),
+    Test::new("refuse.nodatacow", not_supported)
+        .only("btrfs")
+        .made("", "nodatacow"),
     Test::new("refuse.journal_flag", journal_flag)
-        .only("ext4", "", "")
+        .only("ext4")
         .once(),
-    Test::new("refuse.fscrypt", fscrypt).only("ext4", "-O encrypt", ""),
-    Test::new("refuse.verity", verity).only("ext4", "-O verity", ""),
+    Test::new("refuse.fscrypt", fscrypt)
+        .only("ext4")
+        .made("-O encrypt", ""),
+    Test::new("refuse.verity", verity)
+        .only("ext4")
+        .made("-O verity", ""),
     Test::new("refuse.shmem_still_works", shmem).on(Layer::None),
 ];
 

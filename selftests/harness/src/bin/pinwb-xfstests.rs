@@ -99,7 +99,6 @@ fn start_storm(seed: u64) -> Result<Child> {
 
 fn check(orders: &Orders) -> Command {
     let disk = |i: usize| std::env::var(format!("PINWB_DISK{i}")).unwrap_or_default();
-    let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("./check");
     command
         .current_dir(CHECKOUT)
@@ -112,14 +111,15 @@ fn check(orders: &Orders) -> Command {
         .env("RESULT_BASE", RESULTS)
         .env("DIFF_LENGTH", "40")
         .env("HOST", "pinwb")
-        .env("PATH", format!("{WRAPPERS}:{path}"))
         // Nobody answers udev cookies in the guest.
         .env("DM_DISABLE_UDEV", "1");
+    let mut path = format!("{WRAPPERS}:{}", std::env::var("PATH").unwrap_or_default());
     if orders.pinstorm.is_some() {
-        command.env("PATH", format!("{STORM_WRAPPERS}:{WRAPPERS}:{path}"));
+        path = format!("{STORM_WRAPPERS}:{path}");
         // Collapse and insert range of a pinned file are refused.
         command.env("FSX_AVOID", "-C -I");
     }
+    command.env("PATH", path);
     if !orders.mkfs.is_empty() {
         command.env("MKFS_OPTIONS", &orders.mkfs);
     }
