@@ -221,17 +221,14 @@ enum Verb {
         #[arg(long)]
         seed: Option<u64>,
         /// Switch this step of pinned writeback off: each of the tests has to fail
-        #[arg(long, value_name = "NAME", conflicts_with_all = ["pinstorm", "baseline_only"])]
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["pinstorm", "baseline"])]
         knockout: Option<String>,
         /// Run again what has a verdict
         #[arg(long)]
         fresh: Option<xfstests::Fresh>,
-        /// Only make the baseline
-        #[arg(long)]
-        baseline_only: bool,
-        /// Compare with no baseline: every failure counts
-        #[arg(long, conflicts_with = "baseline_only")]
-        no_baseline: bool,
+        /// Which tests run with pinwb=off, to be compared with
+        #[arg(long, default_value = "all")]
+        baseline: xfstests::Baseline,
         /// Seconds that a test may take
         #[arg(long, default_value_t = 900)]
         limit: u64,
@@ -384,8 +381,7 @@ fn run(verb: Verb) -> Result<u8> {
             seed,
             knockout,
             fresh,
-            baseline_only,
-            no_baseline,
+            baseline,
             limit,
             disk,
         } => xfstests::xfstests(&xfstests::Options {
@@ -398,8 +394,7 @@ fn run(verb: Verb) -> Result<u8> {
             seed,
             knockout,
             fresh,
-            baseline_only,
-            no_baseline,
+            baseline,
             limit,
             disk,
             config: guest.config(),

@@ -32,6 +32,7 @@ use crate::{cache, programs, scan};
 
 /// Where the checkout is in the guest.
 pub const CHECKOUT: &str = "/xfstests";
+const BASELINE: &str = "baseline (pinwb=off)";
 /// Programs that replace others.
 pub const WRAPPERS: &str = "/usr/lib/pinwb/xfstests";
 /// Programs that replace others while files are being pinned.
@@ -44,6 +45,19 @@ pub enum Fresh {
     Run,
     /// Those and the baseline's.
     All,
+}
+
+/// Which tests run with `pinwb=off`, to be compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Baseline {
+    /// All of them, first.
+    All,
+    /// Those that do not pass, afterwards: what passes can't be worse.
+    Failed,
+    /// All of them, and nothing else is run.
+    Only,
+    /// None: every failure counts.
+    None,
 }
 
 /// What the user asked for.
@@ -67,10 +81,8 @@ pub struct Options {
     pub knockout: Option<String>,
     /// What to run again.
     pub fresh: Option<Fresh>,
-    /// Only the baseline.
-    pub baseline_only: bool,
-    /// No baseline, and no comparison: every failure counts.
-    pub no_baseline: bool,
+    /// What to compare with.
+    pub baseline: Baseline,
     /// Seconds that a test may take.
     pub limit: u64,
     /// Size of each disk, in MiB.
@@ -166,11 +178,11 @@ pub fn xfstests(options: &Options) -> Result<u8> {
     if options.fresh == Some(Fresh::All) {
         base.forget(&tests)?;
     }
-    if !options.no_baseline {
+    if matches!(options.baseline, Baseline::All | Baseline::Only) {
         setup.run(Mode::Off, &mut base, &tests, None)?;
     }
-    if options.baseline_only {
-        println!("baseline (pinwb=off): {}", Counts::of(&base, &tests));
+    if options.baseline == Baseline::Only {
+        println!("{BASELINE}: {}", Counts::of(&base, &tests));
         return Ok(0);
     }
     let mut now = Store::open(&setup.dir.join(mode.name()))?;
@@ -178,17 +190,31 @@ pub fn xfstests(options: &Options) -> Result<u8> {
         now.forget(&tests)?;
     }
     setup.run(mode, &mut now, &tests, Some(&base))?;
-    if options.no_baseline {
-        let counts = Counts::of(&now, &tests);
-        println!("{}: {counts}", mode.name());
-        return Ok(u8::from(counts.failed > 0));
+    let mut compared = tests.clone();
+    match options.baseline {
+        Baseline::None => {
+            let counts = Counts::of(&now, &tests);
+            println!("{}: {counts}", mode.name());
+            return Ok(u8::from(counts.failed > 0));
+        }
+        Baseline::Failed => {
+            let passed = |test: &String| {
+                matches!(
+                    now.get(test).map(|record| &record.verdict),
+                    Some(Verdict::Pass)
+                )
+            };
+            compared.retain(|test| !passed(test));
+            setup.run(Mode::Off, &mut base, &compared, Some(&now))?;
+        }
+        Baseline::All | Baseline::Only => {}
     }
 
     let skipped: Vec<String> = skipped
         .iter()
         .map(|test| format!("{test}: {}", excluded[test]))
         .collect();
-    let (text, good) = summary(mode, &base, &now, &tests, &skipped);
+    let (text, good) = summary(mode, &base, &now, &tests, &compared, &skipped);
     fs::write(now.dir().join("summary.txt"), &text)?;
     print!("{text}");
     Ok(u8::from(!good))
@@ -666,6 +692,7 @@ fn summary(
     base: &Store,
     now: &Store,
     tests: &[String],
+    compared: &[String],
     skipped: &[String],
 ) -> (String, bool) {
     let mut text = String::new();
@@ -673,7 +700,7 @@ fn summary(
         text.push_str(line);
         text.push('\n');
     };
-    let changes = results::changes(base, now, tests);
+    let changes = results::changes(base, now, compared);
     for (change, test) in &changes {
         let word = match change {
             Change::Regression => "REGRESSION",
@@ -712,10 +739,11 @@ fn summary(
         .map(|r| format!("{} {:.0} s", r.test, r.seconds))
         .collect();
     say(&format!("slowest: {}", slow.join(", ")));
-    say(&format!(
-        "baseline (pinwb=off): {}",
-        Counts::of(base, tests)
-    ));
+    let part = match compared.len() == tests.len() {
+        true => "",
+        false => " of what did not pass",
+    };
+    say(&format!("{BASELINE}{part}: {}", Counts::of(base, compared)));
     say(&format!("{}: {}", mode.name(), Counts::of(now, tests)));
     let bad = changes
         .iter()
@@ -812,18 +840,26 @@ mod tests {
             base.put(record(test, Verdict::Pass)).unwrap();
             now.put(record(test, Verdict::Pass)).unwrap();
         }
-        assert!(summary(Mode::On, &base, &now, &tests, &[]).1);
+        assert!(summary(Mode::On, &base, &now, &tests, &tests, &[]).1);
         now.put(record(&tests[1], Verdict::Fail("lost data".into())))
             .unwrap();
-        let (text, good) = summary(Mode::On, &base, &now, &tests, &[]);
+        let (text, good) = summary(Mode::On, &base, &now, &tests, &tests, &[]);
         assert!(
             !good && text.contains("REGRESSION: generic/002\n    lost data"),
             "{text}"
         );
         base.put(record(&tests[1], Verdict::Fail("lost data".into())))
             .unwrap();
-        assert!(summary(Mode::On, &base, &now, &tests, &[]).1);
+        assert!(summary(Mode::On, &base, &now, &tests, &tests, &[]).1);
+        base.forget(&tests[..1]).unwrap();
+        assert!(!summary(Mode::On, &base, &now, &tests, &tests, &[]).1);
+        let (text, good) = summary(Mode::On, &base, &now, &tests, &tests[1..], &[]);
+        assert!(
+            good && text.contains("of what did not pass: 0 passed, 1 failed"),
+            "{text}"
+        );
+        base.put(record(&tests[0], Verdict::Pass)).unwrap();
         now.forget(&tests[..1]).unwrap();
-        assert!(!summary(Mode::On, &base, &now, &tests, &[]).1);
+        assert!(!summary(Mode::On, &base, &now, &tests, &tests, &[]).1);
     }
 }
