@@ -386,7 +386,7 @@ static inline int pinwb_admit(struct mm_struct *mm, unsigned long start,
 		return 0;
 	for (i = 0; i < nr_pages; i++) {
 		if (pinwb_folio_is_counted(page_folio(pages[i]))) {
-			if (!READ_ONCE(pinwb_used))
+			if (!pinwb_was_used())
 				WRITE_ONCE(pinwb_used, true);
 			return __pinwb_admit(mm, start, pages, nr_pages,
 					     mmap_locked);
