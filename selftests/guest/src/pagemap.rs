@@ -3,10 +3,9 @@
 //! The kernel's flags of single pages.
 
 use std::fs::File;
+use std::hint::black_box;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
@@ -46,25 +45,27 @@ impl PageFlags {
         Ok(u64::from_ne_bytes(word))
     }
 
-    /// The page frame number behind an address, if a page is mapped there. Migration unmaps pages that it
-    /// then finds it can't move, and maps them again.
-    fn frame(&self, address: usize) -> Result<Option<u64>> {
+    /// The page frame number behind a byte of the mapping, if a page is mapped there or can be. Migration and
+    /// reclaim unmap pages that they then find they can't take; a fault waits for the one and makes good for
+    /// the other.
+    fn frame(&self, map: &Mapping, offset: usize) -> Result<Option<u64>> {
+        let index = ((map.address() + offset) / PAGE) as u64;
         for _ in 0..100 {
-            let entry = Self::number(&self.pagemap, (address / PAGE) as u64)?;
+            let entry = Self::number(&self.pagemap, index)?;
             if entry >> 63 != 0 {
                 return Ok(Some(entry & ((1 << 55) - 1)));
             }
-            thread::sleep(Duration::from_millis(1));
+            black_box(map.load(offset, 1));
         }
         Ok(None)
     }
 
-    /// The page frame numbers of `range`, given in bytes of the mapping. All must be mapped.
+    /// The page frame numbers of `range`, given in bytes of the mapping. All must be inside the file.
     pub fn frames(&self, map: &Mapping, range: Range<usize>) -> Result<Vec<u64>> {
         range
             .step_by(PAGE)
             .map(|offset| {
-                self.frame(map.address() + offset)?
+                self.frame(map, offset)?
                     .with_context(|| format!("the page at byte {offset} is not mapped"))
             })
             .collect()
@@ -75,7 +76,7 @@ impl PageFlags {
         Self::number(&self.flags, frame)
     }
 
-    /// The flags of each page in `range`, given in bytes of the mapping. All must be mapped.
+    /// The flags of each page in `range`, given in bytes of the mapping. All must be inside the file.
     pub fn of(&self, map: &Mapping, range: Range<usize>) -> Result<Vec<u64>> {
         self.frames(map, range)?
             .into_iter()
