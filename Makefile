@@ -16,7 +16,7 @@ export PINWB_UML := $(work)/build-uml/linux
 export PINWB_UML_NOPINWB := $(work)/build-uml-nopinwb/linux
 export PINWB_KUNIT_TAP := $(work)/kunit.ktap
 export PINWB_MODELS_TAP := $(work)/models.tap
-export CARGO_TARGET_DIR := $(PINWB_CACHE)/cargo-target
+export CARGO_TARGET_DIR := $(work)/cargo-target
 export KSRC FORCE
 
 harness = cargo run --quiet --manifest-path selftests/Cargo.toml --release --locked \

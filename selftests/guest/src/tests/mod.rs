@@ -16,6 +16,7 @@ mod quota;
 mod reflink;
 mod refuse;
 mod selfcheck;
+mod several;
 mod stable;
 mod stories;
 mod stress;
@@ -38,6 +39,7 @@ const THEMES: &[&[Test]] = &[
     attributes::TESTS,
     reflink::TESTS,
     btrfs::TESTS,
+    several::TESTS,
     stories::TESTS,
     sync::TESTS,
     stable::TESTS,
