@@ -14,6 +14,7 @@ pub mod demo;
 pub mod job;
 pub mod kselftests;
 pub mod matrix;
+pub mod place;
 pub mod programs;
 pub mod qemu;
 pub mod report;

@@ -111,76 +111,25 @@ enum Verb {
     Stress {
         #[command(flatten)]
         guest: Guest,
-        /// Filesystem
-        #[arg(long, default_value = "ext4")]
-        fs: String,
-        /// Options of mkfs
-        #[arg(long, default_value = "", allow_hyphen_values = true)]
-        mkfs_opts: String,
-        /// Mount options
-        #[arg(long, default_value = "")]
-        mount_opts: String,
-        /// Run at least so many minutes
-        #[arg(long, default_value_t = 10.0)]
-        minutes: f64,
-        /// Run at least so many operations
-        #[arg(long, default_value_t = 1_000_000)]
-        ops: u64,
-        /// Where randomness starts; by default the clock says
-        #[arg(long)]
-        seed: Option<u64>,
-        /// Leave out one safety step of the kernel
-        #[arg(long, value_name = "NAME")]
-        knock_out: Option<String>,
-        /// Do this history again instead
-        #[arg(long, value_name = "FILE")]
-        replay: Option<PathBuf>,
-        /// More for `pinwb-test stress`
-        #[arg(last = true)]
-        more: Vec<String>,
+        #[command(flatten)]
+        options: stress::Options,
     },
     /// Cut the power at many points of workloads that are logged
     Crash {
         #[command(flatten)]
         guest: Guest,
-        /// The filesystem
-        #[arg(long, default_value = "ext4")]
-        fs: String,
-        /// Options of every mkfs
-        #[arg(long, default_value = "", allow_hyphen_values = true)]
-        mkfs_opts: String,
-        /// Options of every mount
-        #[arg(long, default_value = "")]
-        mount_opts: String,
-        /// Begin no pass after so many minutes
-        #[arg(long, default_value_t = 10)]
-        minutes: u64,
         /// Where all choices come from [default: the time]
         #[arg(long)]
         seed: Option<u64>,
-        /// More arguments of `pinwb-test crash`
-        #[arg(last = true)]
-        more: Vec<String>,
+        #[command(flatten)]
+        options: session::Options,
     },
     /// A device that never stops, under syncs, scrubs and snapshots
     Soak {
         #[command(flatten)]
         guest: Guest,
-        /// The filesystem
-        #[arg(long, default_value = "btrfs")]
-        fs: String,
-        /// Options of mkfs
-        #[arg(long, default_value = "", allow_hyphen_values = true)]
-        mkfs_opts: String,
-        /// Mount options
-        #[arg(long, default_value = "")]
-        mount_opts: String,
-        /// For so many minutes
-        #[arg(long, default_value_t = 20)]
-        minutes: u64,
-        /// More arguments of `pinwb-test soak`
-        #[arg(last = true)]
-        more: Vec<String>,
+        #[command(flatten)]
+        options: session::Options,
     },
     /// Time and count what pins cost, with and without the subsystem: $PINWB_UML, $PINWB_KERNEL and
     /// the same with _NOPINWB
@@ -199,42 +148,8 @@ enum Verb {
     Xfstests {
         #[command(flatten)]
         guest: Guest,
-        /// The checkout, built
-        #[arg(long, value_name = "DIR")]
-        checkout: Option<PathBuf>,
-        /// Type of filesystem
-        #[arg(long, default_value = "ext4")]
-        fs: String,
-        /// Options of mkfs
-        #[arg(long, default_value = "", allow_hyphen_values = true)]
-        mkfs_opts: String,
-        /// Mount options
-        #[arg(long, default_value = "")]
-        mount_opts: String,
-        /// Which: "-g quick", @pinwb, "generic/001 generic/01?"
-        #[arg(long, default_value = "@pinwb", allow_hyphen_values = true)]
-        tests: String,
-        /// Pin the tests' files meanwhile
-        #[arg(long)]
-        pinstorm: bool,
-        /// What is pinned follows from this number
-        #[arg(long)]
-        seed: Option<u64>,
-        /// Switch this step of pinned writeback off: each of the tests has to fail
-        #[arg(long, value_name = "NAME", conflicts_with_all = ["pinstorm", "baseline"])]
-        knockout: Option<String>,
-        /// Run again what has a verdict
-        #[arg(long)]
-        fresh: Option<xfstests::Fresh>,
-        /// Which tests run with pinwb=off, to be compared with
-        #[arg(long, default_value = "all")]
-        baseline: xfstests::Baseline,
-        /// Seconds that a test may take
-        #[arg(long, default_value_t = 900)]
-        limit: u64,
-        /// Size of each of the three test disks, in MiB
-        #[arg(long, default_value_t = 2048)]
-        disk: u64,
+        #[command(flatten)]
+        options: xfstests::Options,
     },
     /// Make the guest's root image, and print its path
     Rootfs,
@@ -303,102 +218,22 @@ fn run(verb: Verb) -> Result<u8> {
         }
         Verb::Vm { guest } => vm(&guest),
         Verb::Demo { guest } => demo::demo(&guest.config()),
-        Verb::Stress {
-            guest,
-            fs,
-            mkfs_opts,
-            mount_opts,
-            minutes,
-            ops,
-            seed,
-            knock_out,
-            replay,
-            more,
-        } => {
-            let options = stress::Options {
-                fs,
-                mkfs_opts,
-                mount_opts,
-                minutes,
-                ops,
-                seed,
-                knock_out,
-                replay,
-                more,
-            };
-            stress::stress(&guest.config(), &options)
-        }
+        Verb::Stress { guest, options } => stress::stress(&guest.config(), &options),
         Verb::Crash {
             guest,
-            fs,
-            mkfs_opts,
-            mount_opts,
-            minutes,
             seed,
-            more,
-        } => session::session(
-            &guest.config(),
-            &session::Options {
-                command: "crash",
-                fs,
-                mkfs_opts,
-                mount_opts,
-                minutes,
-                seed,
-                more,
-            },
-        ),
-        Verb::Soak {
-            guest,
-            fs,
-            mkfs_opts,
-            mount_opts,
-            minutes,
-            more,
-        } => session::session(
-            &guest.config(),
-            &session::Options {
-                command: "soak",
-                fs,
-                mkfs_opts,
-                mount_opts,
-                minutes,
-                seed: None,
-                more,
-            },
-        ),
+            mut options,
+        } => {
+            options
+                .more
+                .extend(seed.map(|seed| format!("--seed={seed}")));
+            session::session(&guest.config(), "crash", &options)
+        }
+        Verb::Soak { guest, options } => session::session(&guest.config(), "soak", &options),
         Verb::BenchPin { boots, only, save } => {
             bench::bench_pin(&bench::Options { boots, only, save })
         }
-        Verb::Xfstests {
-            guest,
-            checkout,
-            fs,
-            mkfs_opts,
-            mount_opts,
-            tests,
-            pinstorm,
-            seed,
-            knockout,
-            fresh,
-            baseline,
-            limit,
-            disk,
-        } => xfstests::xfstests(&xfstests::Options {
-            checkout,
-            fs,
-            mkfs: mkfs_opts,
-            mount: mount_opts,
-            tests,
-            pinstorm,
-            seed,
-            knockout,
-            fresh,
-            baseline,
-            limit,
-            disk,
-            config: guest.config(),
-        }),
+        Verb::Xfstests { guest, options } => xfstests::xfstests(&guest.config(), &options),
         Verb::Rootfs => {
             println!("{}", rootfs::image()?.display());
             Ok(0)

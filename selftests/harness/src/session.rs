@@ -8,54 +8,43 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::job::Job;
+use crate::place::Place;
 use crate::qemu::{self, Config, Stream};
 use crate::{cache, programs};
 
 /// What the user asked for.
-#[derive(Debug)]
+#[derive(clap::Args, Debug)]
 pub struct Options {
-    /// The command of the guest's program.
-    pub command: &'static str,
-    /// The filesystem.
-    pub fs: String,
-    /// Options for every mkfs.
-    pub mkfs_opts: String,
-    /// Options for every mount.
-    pub mount_opts: String,
-    /// Begin nothing after so many minutes.
-    pub minutes: u64,
-    /// Where all choices come from.
-    pub seed: Option<u64>,
-    /// More arguments of the guest's program.
+    #[command(flatten)]
+    place: Place,
+    /// Begin nothing after so many minutes
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// More arguments of the guest's program, see `pinwb-test help`
+    #[arg(last = true)]
     pub more: Vec<String>,
 }
 
 /// What is under way may take after the time is over, and the boot before, on a slow host.
 const SLACK: Duration = Duration::from_secs(900);
 
-fn arguments(options: &Options) -> Vec<String> {
-    let mut argv = vec![
-        programs::TEST.to_string(),
-        options.command.into(),
-        format!("--fs={}", options.fs),
-        format!("--mkfs-opts={}", options.mkfs_opts),
-        format!("--mount-opts={}", options.mount_opts),
-        format!("--minutes={}", options.minutes),
-    ];
-    argv.extend(options.seed.map(|seed| format!("--seed={seed}")));
+fn arguments(command: &str, options: &Options) -> Vec<String> {
+    let mut argv = vec![programs::TEST.to_string(), command.into()];
+    argv.extend(options.place.arguments());
+    argv.push(format!("--minutes={}", options.minutes));
     argv.extend(options.more.iter().cloned());
     argv
 }
 
-/// Runs it, and returns the exit status.
-pub fn session(config: &Config, options: &Options) -> Result<u8> {
-    let log = cache::new_run(options.command)?;
+/// Runs the command of the guest's program, and returns the exit status.
+pub fn session(config: &Config, command: &str, options: &Options) -> Result<u8> {
+    let log = cache::new_run(command)?;
     let config = Config {
         timeout: Duration::from_secs(60 * options.minutes) + SLACK,
         ..config.clone()
     };
     let job = Job {
-        argv: arguments(options),
+        argv: arguments(command, options),
         ..Job::default()
     };
     let outcome = qemu::boot(&config, &job, &log, &mut |stream, bytes| {
@@ -73,7 +62,7 @@ pub fn session(config: &Config, options: &Options) -> Result<u8> {
     if wrong.is_empty() {
         return Ok(0);
     }
-    println!("{}: FAILED: {}", options.command, wrong.join("; "));
+    println!("{command}: FAILED: {}", wrong.join("; "));
     Ok(1)
 }
 
@@ -84,22 +73,22 @@ mod tests {
     #[test]
     fn options_reach_the_guest() {
         let options = Options {
-            command: "crash",
-            fs: "ext4".into(),
-            mkfs_opts: "-b 1024".into(),
-            mount_opts: String::new(),
+            place: Place {
+                fs: "ext4".into(),
+                mkfs_opts: "-b 1024".into(),
+                mount_opts: String::new(),
+            },
             minutes: 2,
-            seed: Some(5),
             more: vec!["--workload=cut".into()],
         };
         assert_eq!(
-            arguments(&options)[2..],
+            arguments("crash", &options)[1..],
             [
+                "crash",
                 "--fs=ext4",
                 "--mkfs-opts=-b 1024",
                 "--mount-opts=",
                 "--minutes=2",
-                "--seed=5",
                 "--workload=cut"
             ]
         );

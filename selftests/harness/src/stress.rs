@@ -11,30 +11,33 @@ use anyhow::{Context, Result};
 
 use crate::cache;
 use crate::job::Job;
+use crate::place::Place;
 use crate::programs;
 use crate::qemu::{self, Config, End, Outcome, Stream};
 
 /// What the user asked for.
-#[derive(Debug)]
+#[derive(clap::Args, Debug)]
 pub struct Options {
-    /// The filesystem.
-    pub fs: String,
-    /// Options of mkfs.
-    pub mkfs_opts: String,
-    /// Mount options.
-    pub mount_opts: String,
-    /// Not less than this.
-    pub minutes: f64,
-    /// Not less than this.
-    pub ops: u64,
-    /// Where randomness starts.
-    pub seed: Option<u64>,
-    /// A safety step of the kernel to leave out.
-    pub knock_out: Option<String>,
-    /// A history to do again, instead of new ones.
-    pub replay: Option<PathBuf>,
-    /// More arguments for the program in the guest.
-    pub more: Vec<String>,
+    #[command(flatten)]
+    place: Place,
+    /// Run at least so many minutes
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    /// Run at least so many operations
+    #[arg(long, default_value_t = 1_000_000)]
+    ops: u64,
+    /// Where randomness starts; by default the clock says
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Leave out one safety step of the kernel
+    #[arg(long, value_name = "NAME")]
+    knock_out: Option<String>,
+    /// Do this history again instead
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// More for `pinwb-test stress`
+    #[arg(last = true)]
+    more: Vec<String>,
 }
 
 /// MiB of the filesystem: what is imaged for a power cut should be small.
@@ -67,10 +70,8 @@ fn pieces(text: &str) -> Vec<String> {
 
 fn argv(options: &Options) -> Result<Vec<String>> {
     let mut argv: Vec<String> = vec![programs::TEST.into(), "stress".into()];
+    argv.extend(options.place.arguments());
     argv.extend([
-        format!("--fs={}", options.fs),
-        format!("--mkfs-opts={}", options.mkfs_opts),
-        format!("--mount-opts={}", options.mount_opts),
         format!("--size-mib={SIZE}"),
         format!("--minutes={}", options.minutes),
         format!("--ops={}", options.ops),

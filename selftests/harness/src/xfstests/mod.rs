@@ -26,6 +26,7 @@ use self::list::Suite;
 use self::output::{Event, Orders, Verdict};
 use self::results::{minutes, Change, Counts, Record, Store};
 use crate::job::Job;
+use crate::place::Place;
 use crate::qemu::{self, Config, Stream};
 use crate::rootfs::{self, Extra};
 use crate::{cache, programs, scan};
@@ -61,34 +62,37 @@ pub enum Baseline {
 }
 
 /// What the user asked for.
-#[derive(Debug)]
+#[derive(clap::Args, Debug)]
 pub struct Options {
-    /// A built checkout of xfstests.
-    pub checkout: Option<PathBuf>,
-    /// Type of filesystem.
-    pub fs: String,
-    /// Options of mkfs.
-    pub mkfs: String,
-    /// Mount options, separated by commas.
-    pub mount: String,
-    /// Tests, see [`Suite::choose`].
-    pub tests: String,
-    /// Pin files meanwhile.
-    pub pinstorm: bool,
-    /// Seed of what is pinned.
-    pub seed: Option<u64>,
-    /// Switch off a step of pinned writeback: then the tests have to fail.
-    pub knockout: Option<String>,
-    /// What to run again.
-    pub fresh: Option<Fresh>,
-    /// What to compare with.
-    pub baseline: Baseline,
-    /// Seconds that a test may take.
-    pub limit: u64,
-    /// Size of each disk, in MiB.
-    pub disk: u64,
-    /// The guest.
-    pub config: Config,
+    /// The checkout, built
+    #[arg(long, value_name = "DIR")]
+    checkout: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    /// Which: "-g quick", @pinwb, "generic/001 generic/01?"; see [`Suite::choose`]
+    #[arg(long, default_value = "@pinwb", allow_hyphen_values = true)]
+    tests: String,
+    /// Pin the tests' files meanwhile
+    #[arg(long)]
+    pinstorm: bool,
+    /// What is pinned follows from this number
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Switch this step of pinned writeback off: each of the tests has to fail
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["pinstorm", "baseline"])]
+    knockout: Option<String>,
+    /// Run again what has a verdict
+    #[arg(long)]
+    fresh: Option<Fresh>,
+    /// Which tests run with pinwb=off, to be compared with
+    #[arg(long, default_value = "all")]
+    baseline: Baseline,
+    /// Seconds that a test may take
+    #[arg(long, default_value_t = 900)]
+    limit: u64,
+    /// Size of each of the three test disks, in MiB
+    #[arg(long, default_value_t = 2048)]
+    disk: u64,
 }
 
 /// One way to run the tests.
@@ -124,10 +128,10 @@ struct Setup<'a> {
 }
 
 /// Runs what was asked for; returns the exit status.
-pub fn xfstests(options: &Options) -> Result<u8> {
+pub fn xfstests(config: &Config, options: &Options) -> Result<u8> {
     let checkout = checkout(options.checkout.as_deref())?;
     let own = own_dir();
-    let mut suite = Suite::read(&checkout, &options.fs)?;
+    let mut suite = Suite::read(&checkout, &options.place.fs)?;
     let added = add_own_tests(&mut suite, &own)?;
     let all = suite.choose(&options.tests, &|name| {
         let path = own.join(format!("{name}.list"));
@@ -150,18 +154,18 @@ pub fn xfstests(options: &Options) -> Result<u8> {
         bail!("all of these tests are in pinstorm.exclude");
     }
 
-    let kernel = cache::kernel(options.config.kernel.as_deref())?;
+    let kernel = cache::kernel(config.kernel.as_deref())?;
     let dir = cache::dir()?.join("xfstests").join(format!(
         "{}-{:016x}",
-        options.fs,
-        key(options, &checkout, &kernel)?
+        options.place.fs,
+        key(config, options, &checkout, &kernel)?
     ));
     fs::create_dir_all(&dir)?;
     let lock = fs::File::create(dir.join("lock"))?;
     let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
         bail!("another run with this kernel and filesystem is under way");
     };
-    let mut config = options.config.clone();
+    let mut config = config.clone();
     config.kernel = Some(kernel);
     config.root = Some(image(&checkout, &own, &suite, &added)?);
     config.disks = vec![options.disk << 20; 3];
@@ -297,13 +301,12 @@ fn needed(checkout: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What decides about a verdict: another of these is another baseline.
-fn key(options: &Options, checkout: &Path, kernel: &Path) -> Result<u64> {
+fn key(config: &Config, options: &Options, checkout: &Path, kernel: &Path) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     fs::read(kernel)
         .with_context(|| format!("read {}", kernel.display()))?
         .hash(&mut hasher);
-    (&options.fs, &options.mkfs, &options.mount, options.disk).hash(&mut hasher);
-    let config = &options.config;
+    (&options.place, options.disk).hash(&mut hasher);
     (config.memory, config.cpus, &config.append).hash(&mut hasher);
     for file in needed(checkout)? {
         let meta = fs::metadata(checkout.join(&file))?;
@@ -529,7 +532,7 @@ impl Setup<'_> {
             let number = left.len();
             eprintln!(
                 "harness: xfstests on {}, {}: {number} of {} tests to run",
-                self.options.fs,
+                self.options.place.fs,
                 mode.name(),
                 tests.len()
             );
@@ -562,9 +565,9 @@ impl Setup<'_> {
             eprintln!("harness: files are pinned with --seed {seed}");
         }
         let orders = Orders {
-            fs: options.fs.clone(),
-            mkfs: options.mkfs.clone(),
-            mount: options.mount.clone(),
+            fs: options.place.fs.clone(),
+            mkfs: options.place.mkfs_opts.clone(),
+            mount: options.place.mount_opts.clone(),
             tests: left.clone(),
             limit: options.limit,
             pinstorm: (mode == Mode::Storm).then_some(seed),
