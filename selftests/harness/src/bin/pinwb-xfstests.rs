@@ -116,8 +116,8 @@ fn check(orders: &Orders) -> Command {
     let mut path = format!("{WRAPPERS}:{}", std::env::var("PATH").unwrap_or_default());
     if orders.pinstorm.is_some() {
         path = format!("{STORM_WRAPPERS}:{path}");
-        // Collapse and insert range of a pinned file are refused.
-        command.env("FSX_AVOID", "-C -I");
+        // Refused with pins: collapse and insert range; clone, dedupe and exchange to the file.
+        command.env("FSX_AVOID", "-C -I -J -B -0");
     }
     command.env("PATH", path);
     if !orders.mkfs.is_empty() {
