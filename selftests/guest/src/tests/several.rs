@@ -62,9 +62,9 @@ pub const TESTS: &[Test] = &[
         .without("no_keep_dirty"),
 ];
 
-const LEN: u64 = 2 * MIB;
+const LEN: u64 = MIB;
 /// On smaller ones some stripes are on three of four devices, about which the kernel's RAID 6 code warns.
-const DEVICE_SIZE: u64 = 256 * MIB;
+const DEVICE_SIZE: u64 = 384 * MIB;
 
 /// How devices make up a filesystem.
 #[derive(Clone, Copy)]
@@ -180,6 +180,11 @@ impl<'a> Several<'a> {
         self.directory.join(name)
     }
 
+    /// Frees what was replaced since the last commit: the devices are in memory, and their copies will be.
+    fn commit(&self) -> Result<()> {
+        run(Command::new("sync").arg("-f").arg(&self.directory)).map(drop)
+    }
+
     /// Any error on any device is one too many, however many copies of the block are right.
     fn scrub(&self) -> Result<()> {
         self.context.kind().scrub(&self.directory)
@@ -231,8 +236,11 @@ fn while_dma(
     let ((), last) = while_writing(&mut *pinned.device, stamp, range.clone(), || {
         while_syncing(file, File::sync_data, || body(&mut several))
     })?;
-    pinned.file.sync_all()?;
+    several.commit()?;
     several.scrub()?;
+    let last = last + 1;
+    pinned.write(last)?;
+    pinned.file.sync_all()?;
     let Pinned {
         device, map, file, ..
     } = pinned;
@@ -249,8 +257,7 @@ fn scrub_while_dma(context: &Context, layout: Layout) -> Result<()> {
         (0..3).try_for_each(|_| {
             thread::sleep(Duration::from_millis(300));
             several.scrub()?;
-            // A commit frees what was replaced since the last one.
-            run(Command::new("sync").arg("-f").arg(&several.directory)).map(drop)
+            several.commit()
         })
     })
 }
