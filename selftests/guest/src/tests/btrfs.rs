@@ -14,6 +14,7 @@ use super::errors::{expect_kept, expect_sync_fails};
 use crate::btrfs;
 use crate::context::{expect_contents, Context};
 use crate::device::{while_writing, Kind};
+use crate::diag;
 use crate::ledger::Switch;
 use crate::tap::{Invariant, Test};
 
@@ -188,6 +189,7 @@ fn log_while_flushing(context: &Context) -> Result<()> {
     // On a busy machine it takes some of them to meet the window.
     const CUTS: u32 = 15;
     const RUN: Duration = Duration::from_millis(500);
+    const SYNCS: u32 = 12;
     // Time between the allocation of extents and their I/O.
     let _delay = Switch::delay("bounce_ms", 5)?;
     let mut pinned = synced(context)?;
@@ -199,9 +201,12 @@ fn log_while_flushing(context: &Context) -> Result<()> {
                 |file| file_range(file, libc::SYNC_FILE_RANGE_WRITE),
                 || {
                     let end = Instant::now() + RUN;
-                    while Instant::now() < end {
+                    let mut syncs = 0;
+                    while Instant::now() < end || syncs < SYNCS {
                         file.sync_data()?;
+                        syncs += 1;
                     }
+                    diag!("{syncs} times fsync");
                     Ok(())
                 },
             )
