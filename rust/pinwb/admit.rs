@@ -29,9 +29,13 @@
 use crate::{
     bounce,
     debug,
-    ledger::LEDGER,
+    ledger::{
+        Subtracted,
+        LEDGER, //
+    },
     mapping::Mapping,
-    stats, //
+    stats,
+    trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -114,6 +118,8 @@ impl<'a> PinnedRange<'a> {
         debug::delay_admission();
         bounce::prepare()?;
 
+        // SAFETY: It has no requirements.
+        let owner = unsafe { bindings::pinwb_owner() };
         let mut counted = Counted {
             range: self,
             pages: 0,
@@ -125,7 +131,8 @@ impl<'a> PinnedRange<'a> {
                 counted.pages += run.pages;
                 continue;
             }
-            LEDGER.add(run.folio.pfn(), run.pages as u64)?;
+            LEDGER.add(run.folio.pfn(), run.pages as u64, owner)?;
+            trace::pin(run.folio, run.pages);
             counted.pages += run.pages;
             counted.pins += run.pages;
 
@@ -196,6 +203,7 @@ impl<'a> PinnedRange<'a> {
             return Ok(None);
         }
         if locked.is_writeback() {
+            trace::admit_wait(run.folio, run.pages);
             locked.wait_writeback_killable()?;
         }
         if !locked.is_dirty() {
@@ -207,6 +215,8 @@ impl<'a> PinnedRange<'a> {
             }
         }
         dirty_in_full(&locked, run.folio);
+        // SAFETY: The folio is locked, in its mapping, and dirty.
+        unsafe { bindings::pinwb_account_exempt(run.folio.as_raw()) };
         Ok(place(&locked))
     }
 
@@ -320,8 +330,14 @@ fn is_counted(folio: &Folio) -> bool {
 ///
 /// The caller has dirtied the folio if it wanted to, and still holds the references. Any context.
 pub(crate) fn forget(folio: &Folio, pins: u64) {
-    let short = LEDGER.sub(folio.pfn(), pins);
+    let Subtracted { short, left_node } = LEDGER.sub(folio.pfn(), pins);
 
+    // CAST: As many as there are pages in an array.
+    trace::unpin(folio, (pins - short) as usize);
+    if left_node {
+        // SAFETY: The folio is valid, by the caller's references.
+        unsafe { bindings::pinwb_account_unpinned(folio.as_raw()) };
+    }
     if kernel::warn_on!(short != 0) {
         pr_err!(
             "pfn {:#x}: {} pages unpinned that pin_longterm_pages() never pinned\n",

@@ -702,6 +702,8 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
         Ok(0) => 0,
         Ok(bytes) => {
             crate::stats::bounced(1, bytes as u64);
+            // SAFETY: As the caller promises.
+            unsafe { crate::trace::bounce(inode, bio.as_raw(), bytes) };
             0
         }
         Err(_) => EIO.to_errno(),

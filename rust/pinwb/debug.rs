@@ -85,6 +85,10 @@ mod switches {
         no_eof_zero: c"no_eof_zero" => NO_EOF_ZERO;
         /// Write pinned folios without moving the inode's times.
         no_touch: c"no_touch" => NO_TOUCH;
+        /// Let pinned folios count against the dirty limits.
+        no_exempt: c"no_exempt" => NO_EXEMPT;
+        /// Let frozen filesystems be written to.
+        no_freeze: c"no_freeze" => NO_FREEZE;
         /// Let writeback wait until nobody pins the folio.
         wait_for_pin: c"wait_for_pin" => WAIT_FOR_PIN;
         /// Take references that nobody accounts for as pins, as it was once proposed.
@@ -128,6 +132,10 @@ mod switches {
     }
 
     pub(crate) const fn no_eof_zero() -> bool {
+        false
+    }
+
+    pub(crate) const fn no_exempt() -> bool {
         false
     }
 

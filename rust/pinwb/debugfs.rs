@@ -3,16 +3,17 @@
 //! `<debugfs>/pinwb/`: what the tests and the curious read.
 //!
 //! - `stats`: one counter a line, name and value.
-//! - `ledger`: one folio with pins a line: `major:minor inode index pages pfn count`, or `- - -`
-//!   for the first three when the folio is in no file any more. `index` is in pages.
+//! - `ledger`: one folio with pins a line: `major:minor inode index pages pfn count owner`, or
+//!   `- - -` for the first three when the folio is in no file any more. `index` is in pages, `owner`
+//!   the process that took the first of the pins.
 //! - `knockout/`, `delay/`: see `debug.rs`.
 
 use crate::{
     ledger::LEDGER,
+    places::place,
     stats, //
 };
 use kernel::{
-    bindings,
     debugfs::{
         Scope,
         ScopedDir, //
@@ -62,20 +63,17 @@ fn show_stats(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn show_ledger(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
     LEDGER
         .for_each(|pfn, entry| {
-            let mut place = bindings::pinwb_place::default();
-
-            // SAFETY: `place` is valid for writing; the function takes any PFN that was pinned.
-            let in_file = unsafe { bindings::pinwb_folio_place(pfn, &mut place) };
-            let count = entry.count();
+            let (place, in_file) = place(pfn);
+            let (count, owner) = (entry.count(), entry.owner());
 
             if in_file {
                 writeln!(
                     f,
-                    "{}:{} {} {} {} {pfn} {count}",
+                    "{}:{} {} {} {} {pfn} {count} {owner}",
                     place.major, place.minor, place.ino, place.index, place.nr_pages
                 )
             } else {
-                writeln!(f, "- - - {} {pfn} {count}", place.nr_pages)
+                writeln!(f, "- - - {} {pfn} {count} {owner}", place.nr_pages)
             }
             .map_err(|_| ENOSPC)
         })

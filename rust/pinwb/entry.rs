@@ -9,13 +9,15 @@
 ///
 /// ```text
 ///  63               32 31                0
-/// +-------------------+-------------------+
-/// | reserved, zero    | writable pins     |
-/// +-------------------+-------------------+
+/// +------+--------+---+-------------------+
+/// | zero | owner  |W N| writable pins     |
+/// +------+--------+---+-------------------+
 /// ```
 ///
-/// The upper half has room for the totals of the other kinds of long-term pin and for flag bits.
-/// Arithmetic on the count never carries into it.
+/// The owner is the process that took the first of the pins, for messages: 0 if there are none, or if
+/// the process is unknown. N and W say that the folio is in the counters of what is exempt from the dirty limits, see
+/// `linux/pinwb.h`: the node's and the memcg's, and the `bdi_writeback`'s. Arithmetic on the count
+/// never carries into the upper half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry(u64);
 
@@ -23,6 +25,15 @@ pub(crate) struct Entry(u64);
 const COUNT_MASK: u64 = u32::MAX as u64;
 
 impl Entry {
+    /// The folio is counted in `NR_FILE_PINNED`.
+    pub(crate) const IN_NODE: u64 = 1 << 32;
+    /// The folio is counted in `WB_PINNED`.
+    pub(crate) const IN_WB: u64 = 1 << 33;
+    const EXEMPT: u64 = Self::IN_NODE | Self::IN_WB;
+    /// Where the owner begins: 22 bits, which is what `PID_MAX_LIMIT` needs.
+    pub(crate) const OWNER_SHIFT: u32 = 34;
+    const OWNER: u64 = ((1 << 22) - 1) << Self::OWNER_SHIFT;
+
     /// The largest count that an entry can hold, in pins.
     pub(crate) const MAX_COUNT: u64 = COUNT_MASK;
 
@@ -41,21 +52,56 @@ impl Entry {
         self.0 & COUNT_MASK
     }
 
-    /// The entry with `pins` more pins, or [`None`] if the count has no room for them.
-    pub(crate) const fn add(self, pins: u64) -> Option<Self> {
+    /// The process that took the first of the pins, or 0.
+    pub(crate) const fn owner(self) -> u32 {
+        // CAST: It has 22 bits.
+        ((self.0 & Self::OWNER) >> Self::OWNER_SHIFT) as u32
+    }
+
+    /// The entry with `pins` more pins, or [`None`] if the count has no room for them. If they are
+    /// the first, `owner` is who takes them.
+    pub(crate) const fn add(self, pins: u64, owner: u32) -> Option<Self> {
+        let mut flags = self.0 & !COUNT_MASK;
+
+        if self.count() == 0 {
+            flags = (flags & !Self::OWNER) | (((owner as u64) << Self::OWNER_SHIFT) & Self::OWNER);
+        }
         match self.count().checked_add(pins) {
-            Some(count) if count <= COUNT_MASK => Some(Self((self.0 & !COUNT_MASK) | count)),
+            Some(count) if count <= COUNT_MASK => Some(Self(flags | count)),
             _ => None,
         }
     }
 
     /// The entry with `pins` fewer pins, and by how many the count fell short.
     ///
-    /// The count stops at zero; a shortfall other than 0 is a bug of whoever released the pins.
+    /// The count stops at zero; a shortfall other than 0 is a bug of whoever released the pins. A
+    /// folio without pins is not in `NR_FILE_PINNED`, and has no owner.
     pub(crate) const fn sub(self, pins: u64) -> (Self, u64) {
         let count = self.count();
         let taken = if pins < count { pins } else { count };
+        let mut flags = self.0 & !COUNT_MASK;
 
-        (Self((self.0 & !COUNT_MASK) | (count - taken)), pins - taken)
+        if taken == count {
+            flags &= !(Self::IN_NODE | Self::OWNER);
+        }
+        (Self(flags | (count - taken)), pins - taken)
+    }
+
+    /// Which of the counters of exempt folios the folio is in: `IN_NODE`, `IN_WB`.
+    pub(crate) const fn exempt_bits(self) -> u64 {
+        self.0 & Self::EXEMPT
+    }
+
+    /// The entry of a folio that is dirty for its pins, if it has any.
+    pub(crate) const fn exempt(self) -> Self {
+        if self.count() == 0 {
+            return self;
+        }
+        Self(self.0 | Self::EXEMPT)
+    }
+
+    /// The entry of a folio that is not exempt.
+    pub(crate) const fn not_exempt(self) -> Self {
+        Self(self.0 & !Self::EXEMPT)
     }
 }

@@ -8,6 +8,7 @@ use crate::{
         PinnedRange, //
     },
     mapping::Mapping,
+    places,
     stats,
     writeback, //
 };
@@ -94,6 +95,76 @@ pub(crate) unsafe extern "C" fn __pinwb_keep_dirty(folio: *mut bindings::folio) 
     writeback::keep_dirty(unsafe { Folio::from_raw(folio) })
 }
 
+/// See `pinwb_folio_exempt()`.
+///
+/// # Safety
+///
+/// The folio is valid.
+#[export]
+pub(crate) unsafe extern "C" fn __pinwb_folio_exempt(folio: *const bindings::folio) -> bool {
+    // SAFETY: By the caller's promise.
+    writeback::is_exempt(unsafe { Folio::from_raw(folio) })
+}
+
+/// See `pinwb_folio_removed()`.
+///
+/// # Safety
+///
+/// The folio is valid.
+#[export]
+pub(crate) unsafe extern "C" fn __pinwb_folio_removed(folio: *mut bindings::folio) {
+    // SAFETY: By the caller's promise.
+    writeback::removed(unsafe { Folio::from_raw(folio) });
+}
+
+/// Finds the pins on files of a filesystem.
+///
+/// # Safety
+///
+/// `found` is valid for writing.
+#[export]
+pub(crate) unsafe extern "C" fn pinwb_pins_on(
+    major: c_uint,
+    minor: c_uint,
+    found: *mut bindings::pinwb_pins,
+) {
+    // SAFETY: By the caller's promise.
+    unsafe { *found = places::pins_on(major, minor) };
+}
+
+/// Which of the bits `PINWB_EXEMPT` are set.
+///
+/// # Safety
+///
+/// The folio is valid.
+#[export]
+pub(crate) unsafe extern "C" fn pinwb_exempt_bits(folio: *const bindings::folio) -> u64 {
+    // SAFETY: By the caller's promise.
+    writeback::exempt_bits(unsafe { Folio::from_raw(folio) })
+}
+
+/// Sets the bits `PINWB_EXEMPT` of a folio with pins, and says which were not set.
+///
+/// # Safety
+///
+/// The folio is valid.
+#[export]
+pub(crate) unsafe extern "C" fn pinwb_set_exempt(folio: *const bindings::folio) -> u64 {
+    // SAFETY: By the caller's promise.
+    writeback::set_exempt(unsafe { Folio::from_raw(folio) })
+}
+
+/// Clears the bits `PINWB_EXEMPT`, and says which were set.
+///
+/// # Safety
+///
+/// The folio is valid.
+#[export]
+pub(crate) unsafe extern "C" fn pinwb_clear_exempt(folio: *const bindings::folio) -> u64 {
+    // SAFETY: By the caller's promise.
+    writeback::clear_exempt(unsafe { Folio::from_raw(folio) })
+}
+
 /// See `pinwb_mapping_has_pins()`.
 ///
 /// # Safety
@@ -114,51 +185,29 @@ pub(crate) extern "C" fn pinwb_count_refusal() {
     stats::refused();
 }
 
-/// See `pinwb_knockout_hole_alloc()`.
+/// Exports knock-outs to the parts that are in C.
 #[cfg(CONFIG_PINWB_DEBUG)]
-#[export]
-pub(crate) extern "C" fn pinwb_knockout_hole_alloc() -> bool {
-    crate::debug::no_hole_alloc()
+macro_rules! knockouts {
+    ($($name:ident: $switch:ident;)*) => {
+        $(
+            /// See `PINWB_KNOCKOUT()`.
+            #[export]
+            pub(crate) extern "C" fn $name() -> bool {
+                crate::debug::$switch()
+            }
+        )*
+    };
 }
 
-/// See `pinwb_knockout_cow()`.
 #[cfg(CONFIG_PINWB_DEBUG)]
-#[export]
-pub(crate) extern "C" fn pinwb_knockout_cow() -> bool {
-    crate::debug::no_cow()
-}
-
-/// See `pinwb_knockout_exclusion()`.
-#[cfg(CONFIG_PINWB_DEBUG)]
-#[export]
-pub(crate) extern "C" fn pinwb_knockout_exclusion() -> bool {
-    crate::debug::no_exclusion()
-}
-
-/// See `pinwb_knockout_keep_unmapped()`.
-#[cfg(CONFIG_PINWB_DEBUG)]
-#[export]
-pub(crate) extern "C" fn pinwb_knockout_keep_unmapped() -> bool {
-    crate::debug::no_keep_unmapped()
-}
-
-/// See `pinwb_knockout_unwritten()`.
-#[cfg(CONFIG_PINWB_DEBUG)]
-#[export]
-pub(crate) extern "C" fn pinwb_knockout_unwritten() -> bool {
-    crate::debug::no_unwritten_again()
-}
-
-/// See `pinwb_knockout_touch()`.
-#[cfg(CONFIG_PINWB_DEBUG)]
-#[export]
-pub(crate) extern "C" fn pinwb_knockout_touch() -> bool {
-    crate::debug::no_touch()
-}
-
-/// See `pinwb_knockout_sticky()`.
-#[cfg(CONFIG_PINWB_DEBUG)]
-#[export]
-pub(crate) extern "C" fn pinwb_knockout_sticky() -> bool {
-    crate::debug::always_sticky()
+knockouts! {
+    pinwb_knockout_hole_alloc: no_hole_alloc;
+    pinwb_knockout_cow: no_cow;
+    pinwb_knockout_exclusion: no_exclusion;
+    pinwb_knockout_keep_unmapped: no_keep_unmapped;
+    pinwb_knockout_unwritten: no_unwritten_again;
+    pinwb_knockout_touch: no_touch;
+    pinwb_knockout_exempt: no_exempt;
+    pinwb_knockout_freeze: no_freeze;
+    pinwb_knockout_sticky: always_sticky;
 }

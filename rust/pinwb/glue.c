@@ -17,7 +17,13 @@
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
 #include <linux/rmap.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
 #include <linux/writeback.h>
+
+#define CREATE_TRACE_POINTS
+#define CREATE_RUST_TRACE_POINTS
+#include <trace/events/pinwb.h>
 
 bool pinwb_used __read_mostly;
 EXPORT_SYMBOL_GPL(pinwb_used);
@@ -37,6 +43,7 @@ static void pinwb_refuse(struct vm_area_struct *vma, const char *reason)
 				      DEFAULT_RATELIMIT_BURST);
 
 	pinwb_count_refusal();
+	trace_pinwb_refuse(file_inode(vma->vm_file), reason);
 	if (!__ratelimit(&limit))
 		return;
 
@@ -129,34 +136,93 @@ int pinwb_fault_for_write(struct mm_struct *mm, unsigned long address,
  * ledger. What they stop at is for Rust.
  */
 
+/* A page's entry, if it is in this leaf. */
+static atomic64_t *pinwb_leaf_entry(const struct pinwb_leaf *leaf,
+				    const struct page *page)
+{
+	unsigned long nth = page_to_pfn(page) - leaf->first_pfn;
+
+	return nth < PINWB_LEAF_ENTRIES ? &leaf->entries[nth] : NULL;
+}
+
+/**
+ * pinwb_owner - who takes a pin
+ *
+ * Return: the process, as messages name it.
+ */
+u32 pinwb_owner(void)
+{
+	return task_tgid_nr(current);
+}
+
 /*
  * Leaves the upper half of the counts to Rust, which knows what to say when there
- * is no more room. Nobody has 2^31 CPUs to get from there to an overflow with.
+ * is no more room. Says in *set which of the bits for exempt folios are new.
  */
-static bool pinwb_count_one(atomic64_t *entry)
+static bool pinwb_count_one(atomic64_t *entry, u64 exempt, u64 owner, u64 *set)
 {
-	s64 old = atomic64_fetch_inc_relaxed(entry);
+	s64 old = atomic64_read(entry);
+	s64 new;
 
-	if (unlikely((u32)old > PINWB_MAX_COUNT / 2)) {
-		atomic64_dec(entry);
-		return false;
-	}
+	do {
+		if (unlikely((u32)old > PINWB_MAX_COUNT / 2))
+			return false;
+		new = (old + 1) | exempt;
+		if (!(u32)old)
+			new |= owner << PINWB_OWNER_SHIFT;
+	} while (!atomic64_try_cmpxchg_relaxed(entry, &old, new));
+
+	*set = exempt & ~old;
 	return true;
 }
 
 /*
  * An entry counts no pins if its page is of a kind that is not counted, or if
- * nobody pinned it. The latter is for Rust, which complains.
+ * nobody pinned it. The latter is for Rust, which complains. Says in *cleared
+ * whether the folio is to be taken off NR_FILE_PINNED.
  */
-static bool pinwb_forget_one(atomic64_t *entry)
+static bool pinwb_forget_one(atomic64_t *entry, u64 *cleared)
 {
-	if (!(u32)atomic64_read(entry))
-		return false;
-	if (unlikely(!(u32)atomic64_fetch_dec_release(entry))) {
-		atomic64_inc(entry);
-		return false;
-	}
+	s64 old = atomic64_read(entry);
+	s64 new;
+
+	do {
+		if (!(u32)old)
+			return false;
+		new = old - 1;
+		if (!(u32)new)
+			new &= PINWB_IN_WB;
+	} while (!atomic64_try_cmpxchg_release(entry, &old, new));
+
+	*cleared = (old & ~new) & PINWB_IN_NODE;
 	return true;
+}
+
+/*
+ * Pages of a run that are newly exempt, or no longer, to be added to the counters
+ * in one go: mostly they all count for the same node and memcg.
+ */
+struct pinwb_run {
+	struct folio *folio;
+	long in_node;
+	long in_wb;
+};
+
+static void pinwb_run_flush(struct pinwb_run *run)
+{
+	if (run->in_node)
+		lruvec_stat_mod_folio(run->folio, NR_FILE_PINNED, run->in_node);
+	run->in_node = 0;
+}
+
+/* Called in an RCU read-side critical section, for the memcg. */
+static void pinwb_run_add(struct pinwb_run *run, struct folio *folio, long nr)
+{
+	if (run->in_node && (folio_pgdat(folio) != folio_pgdat(run->folio) ||
+			     folio_memcg(folio) != folio_memcg(run->folio)))
+		pinwb_run_flush(run);
+	run->folio = folio;
+	run->in_node += nr;
 }
 
 /*
@@ -176,6 +242,22 @@ static bool pinwb_folio_ready(const struct folio *folio,
 	       mapping->host->i_blkbits >= PAGE_SHIFT;
 }
 
+/* Locks the folio of a small page if it needs nothing but to be counted. */
+static bool pinwb_lock_ready(struct page *page,
+			     const struct address_space *mapping,
+			     const struct pinwb_leaf *leaf)
+{
+	struct folio *folio = (struct folio *)page;
+
+	if (PageCompound(page) || !pinwb_leaf_entry(leaf, page) ||
+	    !folio_trylock(folio))
+		return false;
+	if (pinwb_folio_ready(folio, mapping))
+		return true;
+	folio_unlock(folio);
+	return false;
+}
+
 /**
  * pinwb_admit_ready - count pins of folios that are ready for a device
  * @pages: pages that are pinned
@@ -191,24 +273,44 @@ unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
 				struct address_space *mapping,
 				const struct pinwb_leaf *leaf)
 {
-	unsigned long first_pfn = leaf->first_pfn;
-	atomic64_t *entries = leaf->entries;
+	const u64 exempt = pinwb_knockout_exempt() ? 0 : PINWB_EXEMPT;
+	const u64 owner = pinwb_owner();
+	struct wb_lock_cookie cookie = {};
+	struct pinwb_run run = {};
+	struct bdi_writeback *wb;
 	unsigned long i;
+	bool done;
+	u64 set;
 
+	/* The first folio stays locked, and by that the inode and its wb stay */
+	if (!nr_pages || !pinwb_lock_ready(pages[0], mapping, leaf))
+		return 0;
+
+	rcu_read_lock();
+	wb = unlocked_inode_to_wb_begin(mapping->host, &cookie);
 	for (i = 0; i < nr_pages; i++) {
 		struct folio *folio = (struct folio *)pages[i];
-		unsigned long nth = page_to_pfn(pages[i]) - first_pfn;
-		bool done;
 
-		if (PageCompound(pages[i]) || nth >= PINWB_LEAF_ENTRIES ||
-		    !folio_trylock(folio))
+		if (i && !pinwb_lock_ready(pages[i], mapping, leaf))
 			break;
-		done = pinwb_folio_ready(folio, mapping) &&
-		       pinwb_count_one(&entries[nth]);
-		folio_unlock(folio);
+		done = pinwb_count_one(pinwb_leaf_entry(leaf, pages[i]), exempt,
+				       owner, &set);
+		if (done)
+			trace_pinwb_pin(folio, 1);
+		if (done && (set & PINWB_IN_NODE))
+			pinwb_run_add(&run, folio, 1);
+		if (done && (set & PINWB_IN_WB))
+			run.in_wb++;
+		if (i)
+			folio_unlock(folio);
 		if (!done)
 			break;
 	}
+	pinwb_run_flush(&run);
+	wb_stat_mod(wb, WB_PINNED, run.in_wb);
+	unlocked_inode_to_wb_end(mapping->host, &cookie);
+	rcu_read_unlock();
+	folio_unlock((struct folio *)pages[0]);
 	return i;
 }
 
@@ -225,19 +327,63 @@ unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
 unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
 				 const struct pinwb_leaf *leaf)
 {
-	unsigned long first_pfn = leaf->first_pfn;
-	atomic64_t *entries = leaf->entries;
+	struct pinwb_run run = {};
 	unsigned long i;
+	u64 cleared;
 
+	rcu_read_lock();
 	for (i = 0; i < nr_pages && pages[i]; i++) {
-		unsigned long nth = page_to_pfn(pages[i]) - first_pfn;
+		struct folio *folio = (struct folio *)pages[i];
+		atomic64_t *entry = pinwb_leaf_entry(leaf, pages[i]);
 
-		if (PageCompound(pages[i]) || nth >= PINWB_LEAF_ENTRIES ||
-		    !pinwb_forget_one(&entries[nth]))
+		if (PageCompound(pages[i]) || !entry ||
+		    !pinwb_forget_one(entry, &cleared))
 			break;
+		trace_pinwb_unpin(folio, 1);
+		if (cleared)
+			pinwb_run_add(&run, folio, -1);
 	}
+	pinwb_run_flush(&run);
+	rcu_read_unlock();
 	return i;
 }
+
+/**
+ * pinwb_begin_writeback - may a file that was pinned be written now?
+ * @sb: its filesystem
+ * @wbc: the pass of writeback
+ *
+ * Freezing a filesystem writes everything, but pinned folios are dirty again,
+ * and to write them would change what is frozen, and may need transactions. The
+ * flusher gives up. So does sync(2), for which it works: both hold s_umount,
+ * which the thaw needs, and which the freeze held when it set the state that we
+ * look at. All others wait, as those who write do, and keep a freeze from going
+ * on until they are done. They only try for the lock: page faults take it before
+ * i_mmap_lock, which our caller may hold, and then writes, so that no freeze has
+ * got this far.
+ *
+ * Context: process context, no folio lock, no transaction handle; may sleep.
+ *
+ * Return: PINWB_FROZEN if nothing may be written, and what is dirty stays so;
+ * otherwise what pinwb_end_writeback() has to know.
+ */
+enum pinwb_gate pinwb_begin_writeback(struct super_block *sb,
+				      const struct writeback_control *wbc)
+{
+	if (pinwb_knockout_freeze())
+		return PINWB_OPEN;
+	if (wbc->for_sync)
+		return READ_ONCE(sb->s_writers.frozen) >= SB_FREEZE_FS ?
+			PINWB_FROZEN : PINWB_OPEN;
+
+	while (!__sb_start_write_trylock(sb, SB_FREEZE_PAGEFAULT)) {
+		if (wbc->sync_mode == WB_SYNC_NONE || fatal_signal_pending(current))
+			return PINWB_FROZEN;
+		schedule_timeout_uninterruptible(HZ / 50);
+	}
+	return PINWB_HELD;
+}
+EXPORT_SYMBOL_GPL(pinwb_begin_writeback);
 
 /**
  * pinwb_redirty_folio - make a folio dirty again that is being written
@@ -256,14 +402,75 @@ void pinwb_redirty_folio(struct folio *folio)
 	long nr = folio_nr_pages(folio);
 	struct bdi_writeback *wb;
 
-	if (!filemap_dirty_folio(mapping, folio))
-		return;
+	if (filemap_dirty_folio(mapping, folio)) {
+		wb = unlocked_inode_to_wb_begin(mapping->host, &cookie);
+		current->nr_dirtied -= nr;
+		node_stat_mod_folio(folio, NR_DIRTIED, -nr);
+		wb_stat_mod(wb, WB_DIRTIED, -nr);
+		unlocked_inode_to_wb_end(mapping->host, &cookie);
+	}
+	pinwb_account_exempt(folio);
+}
 
-	wb = unlocked_inode_to_wb_begin(mapping->host, &cookie);
-	current->nr_dirtied -= nr;
-	node_stat_mod_folio(folio, NR_DIRTIED, -nr);
-	wb_stat_mod(wb, WB_DIRTIED, -nr);
-	unlocked_inode_to_wb_end(mapping->host, &cookie);
+/**
+ * pinwb_account_exempt - don't count a folio against the dirty limits
+ * @folio: dirty and in its mapping, and kept so by the folio lock or by
+ *	writeback; does nothing if there is no pin any more
+ */
+void pinwb_account_exempt(struct folio *folio)
+{
+	struct inode *inode = folio->mapping->host;
+	struct wb_lock_cookie cookie = {};
+	long nr = folio_nr_pages(folio);
+	struct bdi_writeback *wb;
+	u64 set;
+
+	/* Who switches the inode to another wb either waits, or sees the bits */
+	wb = unlocked_inode_to_wb_begin(inode, &cookie);
+	set = pinwb_set_exempt(folio);
+	if (set & PINWB_IN_NODE)
+		lruvec_stat_mod_folio(folio, NR_FILE_PINNED, nr);
+	if (set & PINWB_IN_WB)
+		wb_stat_mod(wb, WB_PINNED, nr);
+	unlocked_inode_to_wb_end(inode, &cookie);
+}
+
+/**
+ * pinwb_account_unpinned - count a folio against the dirty limits again
+ * @folio: has lost its last pin, and the bit PINWB_IN_NODE
+ *
+ * Context: any.
+ */
+void pinwb_account_unpinned(struct folio *folio)
+{
+	lruvec_stat_mod_folio(folio, NR_FILE_PINNED, -folio_nr_pages(folio));
+}
+
+void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb)
+{
+	long nr = folio_nr_pages(folio);
+	u64 cleared = pinwb_clear_exempt(folio);
+
+	if (cleared & PINWB_IN_NODE)
+		lruvec_stat_mod_folio(folio, NR_FILE_PINNED, -nr);
+	if (cleared & PINWB_IN_WB)
+		wb_stat_mod(wb, WB_PINNED, -nr);
+}
+
+void __pinwb_account_moved(struct folio *folio, struct address_space *mapping)
+{
+	__pinwb_account_cleaned(folio, inode_to_wb(mapping->host));
+}
+
+void __pinwb_account_switched(struct folio *folio, struct bdi_writeback *old_wb,
+			      struct bdi_writeback *new_wb)
+{
+	long nr = folio_nr_pages(folio);
+
+	if (pinwb_exempt_bits(folio) & PINWB_IN_WB) {
+		wb_stat_mod(old_wb, WB_PINNED, -nr);
+		wb_stat_mod(new_wb, WB_PINNED, nr);
+	}
 }
 
 void __pinwb_touch_inode(struct inode *inode)
@@ -330,6 +537,34 @@ bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place)
 	return ret;
 }
 
+int __pinwb_remount_ro(struct super_block *sb)
+{
+	struct task_struct *task;
+	struct pinwb_pins pins;
+
+	pinwb_pins_on(MAJOR(sb->s_dev), MINOR(sb->s_dev), &pins);
+	if (!pins.nr_pages)
+		return 0;
+
+	rcu_read_lock();
+	task = find_task_by_pid_ns(pins.owner, &init_pid_ns);
+	pr_warn("%s on %s can't be remounted read-only: %lu pages of its files are pinned for writing by %s[%u]\n",
+		sb->s_type->name, sb->s_id, pins.nr_pages,
+		task ? task->comm : "a process that has gone", pins.owner);
+	rcu_read_unlock();
+	return -EBUSY;
+}
+
+int __pinwb_swapon(struct address_space *mapping)
+{
+	if (pinwb_exclude_pins(mapping))
+		return 0;
+	mapping_set_pinned_writeback(mapping);
+	pr_warn("inode %llu on %s can't be swap space: a device has pinned pages of the file\n",
+		(u64)mapping->host->i_ino, mapping->host->i_sb->s_id);
+	return -EBUSY;
+}
+
 #ifdef CONFIG_PINWB_DEBUG
 /*
  * More references than the page cache and page tables have: "it must be pinned".
@@ -345,6 +580,7 @@ bool pinwb_guess_pinned(const struct folio *folio)
 /* What filesystems call, through linux/pinwb.h, and is defined in Rust. */
 #define EXPORT_RUST_SYMBOL_GPL(symbol) EXPORT_SYMBOL_GPL(symbol)
 
+EXPORT_RUST_SYMBOL_GPL(__pinwb_folio_exempt);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_folio_pinned);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_keep_dirty);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_mapping_has_pins);

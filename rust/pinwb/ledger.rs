@@ -56,6 +56,9 @@ const ROOT_BITS: usize = 13;
 // What the loops in `glue.c` know of leaves and entries.
 const _: () = assert!(FANOUT == bindings::PINWB_LEAF_ENTRIES as usize);
 const _: () = assert!(Entry::MAX_COUNT == bindings::PINWB_MAX_COUNT as u64);
+const _: () = assert!(Entry::IN_NODE == bindings::PINWB_IN_NODE);
+const _: () = assert!(Entry::IN_WB == bindings::PINWB_IN_WB);
+const _: () = assert!(Entry::OWNER_SHIFT == bindings::PINWB_OWNER_SHIFT);
 
 type Leaf = [Atomic<u64>; FANOUT];
 type Inner = [Atomic<*mut Leaf>; FANOUT];
@@ -120,18 +123,18 @@ impl<S: TableSource> Ledger<S> {
         }
     }
 
-    /// Counts `pins` more pins of the folio whose head page is `pfn`.
+    /// Counts `pins` more pins of the folio whose head page is `pfn`, taken by the process `owner`.
     ///
     /// Errors: `ENOMEM` if a table can't be allocated or the PFN is out of range, `EBUSY` if the
     /// count has no room. Nothing is counted then.
     ///
     /// Context: may sleep.
-    pub(crate) fn add(&self, pfn: usize, pins: u64) -> Result {
+    pub(crate) fn add(&self, pfn: usize, pins: u64, owner: u32) -> Result {
         let entry = self.entry_or_alloc(pfn)?;
         let mut old = entry.load(Relaxed);
 
         loop {
-            let new = Entry::from_word(old).add(pins).ok_or(EBUSY)?;
+            let new = Entry::from_word(old).add(pins, owner).ok_or(EBUSY)?;
 
             // ORDERING: The folio lock that admission takes next orders this before everything
             // that writeback reads, see the top of the file.
@@ -144,13 +147,13 @@ impl<S: TableSource> Ledger<S> {
 
     /// Counts `pins` fewer pins of the folio whose head page is `pfn`.
     ///
-    /// Returns how many of `pins` had not been counted at all: other than 0 is a bug of the
-    /// caller's. The count stops at zero.
-    ///
     /// Context: any.
-    pub(crate) fn sub(&self, pfn: usize, pins: u64) -> u64 {
+    pub(crate) fn sub(&self, pfn: usize, pins: u64) -> Subtracted {
         let Some(entry) = self.entry(pfn) else {
-            return pins;
+            return Subtracted {
+                short: pins,
+                left_node: false,
+            };
         };
         let mut old = entry.load(Relaxed);
 
@@ -160,7 +163,48 @@ impl<S: TableSource> Ledger<S> {
             // ORDERING: Release, so that whoever reads the smaller count sees the device's data
             // and the dirty bit. Pairs with the load in `get()`.
             match entry.cmpxchg(old, new.word(), Release) {
-                Ok(_) => return short,
+                Ok(_) => {
+                    return Subtracted {
+                        short,
+                        left_node: (old & !new.word()) & Entry::IN_NODE != 0,
+                    }
+                }
+                Err(current) => old = current,
+            }
+        }
+    }
+
+    /// Marks the folio whose head page is `pfn` as exempt from the dirty limits if it has pins.
+    ///
+    /// Returns the bits of [`Entry::exempt_bits`] that it did not have: the caller counts it there.
+    ///
+    /// Context: any.
+    pub(crate) fn set_exempt(&self, pfn: usize) -> u64 {
+        self.change_exempt(pfn, Entry::exempt)
+    }
+
+    /// Marks the folio whose head page is `pfn` as one like others.
+    ///
+    /// Returns the bits of [`Entry::exempt_bits`] that it had: the caller takes it off there.
+    ///
+    /// Context: any.
+    pub(crate) fn clear_exempt(&self, pfn: usize) -> u64 {
+        self.change_exempt(pfn, Entry::not_exempt)
+    }
+
+    fn change_exempt(&self, pfn: usize, change: fn(Entry) -> Entry) -> u64 {
+        let Some(entry) = self.entry(pfn) else {
+            return 0;
+        };
+        let mut old = entry.load(Relaxed);
+
+        loop {
+            let new = change(Entry::from_word(old)).word();
+
+            // ORDERING: None: whoever changes a bit changes the counter that it stands for, and
+            // nothing is decided by the two together.
+            match entry.cmpxchg(old, new, Relaxed) {
+                Ok(_) => return old ^ new,
                 Err(current) => old = current,
             }
         }
@@ -299,6 +343,15 @@ impl<S: TableSource> Ledger<S> {
             unsafe { self.source.discard(table) };
         }
     }
+}
+
+/// What [`Ledger::sub`] did.
+pub(crate) struct Subtracted {
+    /// How many of the pins had not been counted at all: other than 0 is a bug of the caller's. The
+    /// count stops at zero.
+    pub(crate) short: u64,
+    /// The last pin has gone, and the caller takes the folio off `NR_FILE_PINNED`.
+    pub(crate) left_node: bool,
 }
 
 /// A leaf, for those who change many entries in a row: C loops in `glue.c`.

@@ -88,11 +88,11 @@ mod tests {
 
     #[test]
     fn entry_counts_without_touching_the_reserved_half() {
-        let reserved = 0xa5a5_a5a5_0000_0000;
+        let reserved = 0xa500_0002_0000_0000;
         let entry = Entry::from_word(reserved | 7);
 
         assert_eq!(entry.count(), 7);
-        assert_eq!(entry.add(3).map(Entry::word), Some(reserved | 10));
+        assert_eq!(entry.add(3, 0).map(Entry::word), Some(reserved | 10));
         assert_eq!(entry.sub(7).0.word(), reserved);
         assert_eq!(entry.sub(9), (Entry::from_word(reserved), 2));
     }
@@ -101,10 +101,69 @@ mod tests {
     fn entry_refuses_to_overflow() {
         let full = Entry::from_word(Entry::MAX_COUNT);
 
-        assert_eq!(full.add(1), None);
-        assert_eq!(full.add(u64::MAX), None);
-        assert_eq!(Entry::from_word(0).add(Entry::MAX_COUNT), Some(full));
-        assert_eq!(Entry::from_word(1).add(Entry::MAX_COUNT), None);
+        assert_eq!(full.add(1, 0), None);
+        assert_eq!(full.add(u64::MAX, 0), None);
+        assert_eq!(Entry::from_word(0).add(Entry::MAX_COUNT, 0), Some(full));
+        assert_eq!(Entry::from_word(1).add(Entry::MAX_COUNT, 0), None);
+    }
+
+    #[test]
+    fn entry_is_exempt_only_with_pins() {
+        let none = Entry::from_word(0);
+        let two = Entry::from_word(2);
+        let both = Entry::IN_NODE | Entry::IN_WB;
+
+        assert_eq!(none.exempt(), none);
+        assert_eq!(two.exempt().exempt_bits(), both);
+        assert_eq!(two.exempt().count(), 2);
+        assert_eq!(two.exempt().not_exempt(), two);
+
+        // The last unpin takes it off the node's counter, and leaves the other one's to writeback.
+        let (one, _) = two.exempt().sub(1);
+        assert_eq!(one.exempt_bits(), both);
+        let (unpinned, _) = one.sub(1);
+        assert_eq!(unpinned.exempt_bits(), Entry::IN_WB);
+        assert_eq!(unpinned.count(), 0);
+    }
+
+    #[test]
+    fn entry_has_the_owner_of_its_first_pin() -> Result {
+        const PID_MAX_LIMIT: u32 = 1 << 22;
+        let none = Entry::from_word(Entry::IN_WB);
+        let first = none.add(2, PID_MAX_LIMIT - 1).ok_or(EINVAL)?;
+        let second = first.add(1, 7).ok_or(EINVAL)?;
+
+        assert_eq!(first.owner(), PID_MAX_LIMIT - 1);
+        assert_eq!(second.owner(), PID_MAX_LIMIT - 1);
+        assert_eq!(second.count(), 3);
+        assert_eq!(second.sub(2).0.owner(), PID_MAX_LIMIT - 1);
+        assert_eq!(second.sub(3).0, none);
+        Ok(())
+    }
+
+    #[test]
+    fn exempt_bits_change_hands_once() -> Result {
+        let ledger = Ledger::new(KernelMemory);
+        let both = Entry::IN_NODE | Entry::IN_WB;
+
+        assert_eq!(ledger.set_exempt(8), 0);
+        ledger.add(8, 1, 0)?;
+        assert_eq!(ledger.set_exempt(8), both);
+        assert_eq!(ledger.set_exempt(8), 0);
+        assert!(ledger.sub(8, 1).left_node);
+        assert!(!ledger.sub(8, 0).left_node);
+        assert_eq!(ledger.clear_exempt(8), Entry::IN_WB);
+        assert_eq!(ledger.clear_exempt(8), 0);
+
+        // Pinned again before it was written: it is in one of the counters still.
+        ledger.add(8, 1, 0)?;
+        ledger.set_exempt(8);
+        ledger.sub(8, 1);
+        ledger.add(8, 1, 0)?;
+        assert_eq!(ledger.set_exempt(8), Entry::IN_NODE);
+        assert_eq!(ledger.clear_exempt(8), both);
+        assert!(!ledger.sub(8, 1).left_node);
+        Ok(())
     }
 
     #[test]
@@ -112,11 +171,11 @@ mod tests {
         let ledger = Ledger::new(KernelMemory);
 
         assert_eq!(ledger.get(0).count(), 0);
-        ledger.add(0, 1)?;
-        ledger.add(511, 2)?;
-        ledger.add(512, 3)?;
-        ledger.add(0x12_3456_789a, 4)?;
-        ledger.add(511, 10)?;
+        ledger.add(0, 1, 0)?;
+        ledger.add(511, 2, 0)?;
+        ledger.add(512, 3, 0)?;
+        ledger.add(0x12_3456_789a, 4, 0)?;
+        ledger.add(511, 10, 0)?;
 
         assert_eq!(ledger.get(0).count(), 1);
         assert_eq!(ledger.get(1).count(), 0);
@@ -133,10 +192,10 @@ mod tests {
         let pfns = [3usize, 511, 512, 1 << 18, (1 << 27) + 5, (1 << 40) - 1];
 
         for (i, &pfn) in pfns.iter().enumerate() {
-            ledger.add(pfn, i as u64 + 1)?;
+            ledger.add(pfn, i as u64 + 1, 0)?;
         }
-        ledger.add(77, 1)?;
-        assert_eq!(ledger.sub(77, 1), 0);
+        ledger.add(77, 1, 0)?;
+        assert_eq!(ledger.sub(77, 1).short, 0);
 
         let mut seen = KVec::new();
         ledger.for_each(|pfn, entry| Ok(seen.push((pfn, entry.count()), GFP_KERNEL)?))?;
@@ -152,12 +211,12 @@ mod tests {
     fn subtraction_stops_at_zero_and_says_so() -> Result {
         let ledger = Ledger::new(KernelMemory);
 
-        assert_eq!(ledger.sub(5, 2), 2);
-        ledger.add(5, 3)?;
-        assert_eq!(ledger.sub(5, 1), 0);
-        assert_eq!(ledger.sub(5, 4), 2);
+        assert_eq!(ledger.sub(5, 2).short, 2);
+        ledger.add(5, 3, 0)?;
+        assert_eq!(ledger.sub(5, 1).short, 0);
+        assert_eq!(ledger.sub(5, 4).short, 2);
         assert_eq!(ledger.get(5).count(), 0);
-        assert_eq!(ledger.sub(6, 1), 1);
+        assert_eq!(ledger.sub(6, 1).short, 1);
         Ok(())
     }
 
@@ -168,7 +227,7 @@ mod tests {
         // SAFETY: The page is ours, and not part of anything larger.
         let pfn = unsafe { Folio::of_page(page.as_ptr()) }.pfn();
 
-        ledger.add(pfn, 3)?;
+        ledger.add(pfn, 3, 0)?;
 
         let leaf = ledger.leaf(pfn).ok_or(EINVAL)?.as_raw();
         let forget = |pages: &mut [*mut bindings::page]| {
@@ -191,11 +250,11 @@ mod tests {
     fn overflow_is_refused_with_ebusy_and_counts_nothing() -> Result {
         let ledger = Ledger::new(KernelMemory);
 
-        ledger.add(9, Entry::MAX_COUNT)?;
-        assert_eq!(ledger.add(9, 1), Err(EBUSY));
+        ledger.add(9, Entry::MAX_COUNT, 0)?;
+        assert_eq!(ledger.add(9, 1, 0), Err(EBUSY));
         assert_eq!(ledger.get(9).count(), Entry::MAX_COUNT);
-        assert_eq!(ledger.sub(9, Entry::MAX_COUNT), 0);
-        ledger.add(9, 1)?;
+        assert_eq!(ledger.sub(9, Entry::MAX_COUNT).short, 0);
+        ledger.add(9, 1, 0)?;
         assert_eq!(ledger.get(9).count(), 1);
         Ok(())
     }
@@ -204,7 +263,7 @@ mod tests {
     fn pfn_beyond_the_root_is_refused_with_enomem() {
         let ledger = Ledger::new(KernelMemory);
 
-        assert_eq!(ledger.add(1 << 40, 1), Err(ENOMEM));
+        assert_eq!(ledger.add(1 << 40, 1, 0), Err(ENOMEM));
         assert_eq!(ledger.get(1 << 40).count(), 0);
         assert_eq!(ledger.get(usize::MAX).count(), 0);
     }
@@ -214,7 +273,7 @@ mod tests {
         for tables in 0..LEVELS {
             let ledger = Ledger::new(Budget::new(tables));
 
-            assert_eq!(ledger.add(42, 1), Err(ENOMEM));
+            assert_eq!(ledger.add(42, 1, 0), Err(ENOMEM));
             assert_eq!(ledger.get(42).count(), 0);
             assert_eq!(ledger.leaves(), 0);
         }
@@ -222,12 +281,12 @@ mod tests {
         // One leaf fits: it serves its 2 MiB for ever, and nothing beyond.
         let ledger = Ledger::new(Budget::new(LEVELS));
 
-        ledger.add(42, 1)?;
-        ledger.add(43, 1)?;
-        assert_eq!(ledger.add(512, 1), Err(ENOMEM));
+        ledger.add(42, 1, 0)?;
+        ledger.add(43, 1, 0)?;
+        assert_eq!(ledger.add(512, 1, 0), Err(ENOMEM));
         assert_eq!(ledger.get(42).count(), 1);
-        assert_eq!(ledger.sub(42, 1), 0);
-        ledger.add(42, 1)?;
+        assert_eq!(ledger.sub(42, 1).short, 0);
+        ledger.add(42, 1, 0)?;
         Ok(())
     }
 
@@ -247,14 +306,15 @@ mod tests {
                 // leaves `worker + 1` pins on PFN 0 and nothing elsewhere.
                 for round in 0..ROUNDS {
                     let pfn = (round * 8 % PFNS) as usize;
-                    let counted = shared.ledger.add(0, 2).and(shared.ledger.add(pfn, 1));
+                    let counted = shared.ledger.add(0, 2, 0).and(shared.ledger.add(pfn, 1, 0));
 
-                    if counted.is_err() || shared.ledger.sub(0, 2) + shared.ledger.sub(pfn, 1) != 0
+                    if counted.is_err()
+                        || shared.ledger.sub(0, 2).short + shared.ledger.sub(pfn, 1).short != 0
                     {
                         shared.errors.add(1usize, Relaxed);
                     }
                 }
-                if shared.ledger.add(0, worker + 1).is_err() {
+                if shared.ledger.add(0, worker + 1, 0).is_err() {
                     shared.errors.add(1usize, Relaxed);
                 }
                 if shared.running.fetch_sub(1usize, Relaxed) == 1 {

@@ -23,7 +23,9 @@ mod entry;
 mod ffi;
 mod ledger;
 mod mapping;
+mod places;
 mod stats;
+mod trace;
 mod writeback;
 
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]

@@ -15,6 +15,7 @@ struct Stats {
     bounced_bytes: Atomic<u64>,
     bounced_bios: Atomic<u64>,
     kept_dirty: Atomic<u64>,
+    orphans: Atomic<u64>,
     refusals: Atomic<u64>,
     admit_restarts: Atomic<u64>,
 }
@@ -24,6 +25,7 @@ static STATS: Stats = Stats {
     bounced_bytes: Atomic::new(0),
     bounced_bios: Atomic::new(0),
     kept_dirty: Atomic::new(0),
+    orphans: Atomic::new(0),
     refusals: Atomic::new(0),
     admit_restarts: Atomic::new(0),
 };
@@ -44,6 +46,11 @@ pub(crate) fn kept_dirty() {
     STATS.kept_dirty.add(1u64, Relaxed);
 }
 
+/// A folio left its file with pins.
+pub(crate) fn orphaned() {
+    STATS.orphans.add(1u64, Relaxed);
+}
+
 /// A pin was refused.
 pub(crate) fn refused() {
     STATS.refusals.add(1u64, Relaxed);
@@ -55,12 +62,13 @@ pub(crate) fn restarted() {
 }
 
 /// Names and values of all counters.
-pub(crate) fn all() -> [(&'static str, u64); 6] {
+pub(crate) fn all() -> [(&'static str, u64); 7] {
     [
         ("pins_total", STATS.pins_total.load(Relaxed)),
         ("bounced_bytes", STATS.bounced_bytes.load(Relaxed)),
         ("bounced_bios", STATS.bounced_bios.load(Relaxed)),
         ("kept_dirty", STATS.kept_dirty.load(Relaxed)),
+        ("orphans", STATS.orphans.load(Relaxed)),
         ("refusals", STATS.refusals.load(Relaxed)),
         ("admit_restarts", STATS.admit_restarts.load(Relaxed)),
     ]

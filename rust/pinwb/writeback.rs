@@ -4,9 +4,11 @@
 
 use crate::{
     debug,
+    entry::Entry,
     ledger::LEDGER,
     mapping::Mapping,
-    stats, //
+    stats,
+    trace, //
 };
 use kernel::{
     bindings,
@@ -23,7 +25,38 @@ use kernel::{
 /// Context: any. For what the answer is worth see `ledger.rs`.
 #[inline]
 pub(crate) fn is_pinned(folio: &Folio) -> bool {
-    LEDGER.get(folio.pfn()).count() != 0 || debug::guess_pinned(folio)
+    pins(folio) != 0 || debug::guess_pinned(folio)
+}
+
+/// Number of writable long-term pins.
+fn pins(folio: &Folio) -> usize {
+    // CAST: 64 bits both.
+    LEDGER.get(folio.pfn()).count() as usize
+}
+
+/// Is the folio dirty for its pins alone, as far as the dirty limits are concerned?
+///
+/// Context: any.
+pub(crate) fn is_exempt(folio: &Folio) -> bool {
+    exempt_bits(folio) & Entry::IN_NODE != 0
+}
+
+/// In which counters of exempt folios it is, see [`Entry::exempt_bits`]. Context: any.
+pub(crate) fn exempt_bits(folio: &Folio) -> u64 {
+    LEDGER.get(folio.pfn()).exempt_bits()
+}
+
+/// See [`crate::ledger::Ledger::set_exempt`].
+pub(crate) fn set_exempt(folio: &Folio) -> u64 {
+    if debug::no_exempt() {
+        return 0;
+    }
+    LEDGER.set_exempt(folio.pfn())
+}
+
+/// See [`crate::ledger::Ledger::clear_exempt`].
+pub(crate) fn clear_exempt(folio: &Folio) -> u64 {
+    LEDGER.clear_exempt(folio.pfn())
 }
 
 /// The knock-out of never waiting: what was proposed for `folio_mkclean()`.
@@ -55,6 +88,7 @@ pub(crate) fn keep_dirty(folio: &Folio) -> bool {
         return false;
     }
     stats::kept_dirty();
+    trace::keep_dirty(folio, pins(folio));
 
     if !debug::late_keep_dirty() {
         redirty(folio);
@@ -84,6 +118,18 @@ pub(crate) fn late_keep_dirty() -> impl FnMut(&Folio) {
 pub(crate) fn redirty(folio: &Folio) {
     // SAFETY: The folio is valid, and the caller keeps it in its mapping.
     unsafe { bindings::pinwb_redirty_folio(folio.as_raw()) };
+}
+
+/// Says that a folio leaves its file, if it has pins.
+///
+/// Context: any, with the folio still in its mapping.
+pub(crate) fn removed(folio: &Folio) {
+    let pins = pins(folio);
+
+    if pins != 0 {
+        stats::orphaned();
+        trace::orphan(folio, pins);
+    }
 }
 
 /// Walks a mapping for folios with pins.

@@ -28,11 +28,18 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
     (
         GLUE,
         &[
+            "pinwb_leaf_entry",
             "pinwb_count_one",
             "pinwb_forget_one",
+            "pinwb_run_flush",
+            "pinwb_run_add",
             "pinwb_folio_ready",
+            "pinwb_lock_ready",
             "pinwb_admit_ready",
             "pinwb_forget_ready",
+            "pinwb_account_exempt",
+            "pinwb_account_unpinned",
+            "__pinwb_account_cleaned",
         ],
     ),
 ];

@@ -25,57 +25,41 @@
 #define PINWB_BIO_MAX_BYTES	(PINWB_BIO_MAX_PAGES << PAGE_SHIFT)
 
 /*
- * Knock-outs: tests leave out the allocation of blocks that no ->page_mkwrite()
- * announced; that of new blocks in place of shared ones; that writeback is kept
- * away from blocks that are being freed or shared; that data stays when no
- * blocks can be had, or when their extent stays unwritten; the move of the
- * inode's times; the difference between files that were pinned and those that
- * never were.
+ * Knock-outs: the steps in C that tests leave out, to see that they are needed.
+ * Always false without CONFIG_PINWB_DEBUG.
  */
 #ifdef CONFIG_PINWB_DEBUG
-bool pinwb_knockout_hole_alloc(void);
-bool pinwb_knockout_cow(void);
-bool pinwb_knockout_exclusion(void);
-bool pinwb_knockout_keep_unmapped(void);
-bool pinwb_knockout_unwritten(void);
-bool pinwb_knockout_touch(void);
-bool pinwb_knockout_sticky(void);
-bool pinwb_guess_pinned(const struct folio *folio);
+#define PINWB_KNOCKOUT(step)	bool pinwb_knockout_##step(void)
 #else
-static inline bool pinwb_knockout_hole_alloc(void)
-{
-	return false;
-}
+#define PINWB_KNOCKOUT(step)						\
+	static inline bool pinwb_knockout_##step(void)			\
+	{								\
+		return false;						\
+	}								\
+	bool pinwb_knockout_##step(void)
+#endif
 
-static inline bool pinwb_knockout_cow(void)
-{
-	return false;
-}
+/* Space for blocks that no ->page_mkwrite() announced */
+PINWB_KNOCKOUT(hole_alloc);
+/* New blocks in place of shared ones */
+PINWB_KNOCKOUT(cow);
+/* Keeping writeback away from blocks that are being freed or shared */
+PINWB_KNOCKOUT(exclusion);
+/* Keeping data for which no blocks can be had */
+PINWB_KNOCKOUT(keep_unmapped);
+/* Keeping blocks unwritten whose extent could not be converted */
+PINWB_KNOCKOUT(unwritten);
+/* Moving the inode's times */
+PINWB_KNOCKOUT(touch);
+/* The difference between files that were pinned and those that never were */
+PINWB_KNOCKOUT(sticky);
+/* The exemption from the dirty limits */
+PINWB_KNOCKOUT(exempt);
+/* Leaving frozen filesystems alone */
+PINWB_KNOCKOUT(freeze);
 
-static inline bool pinwb_knockout_exclusion(void)
-{
-	return false;
-}
-
-static inline bool pinwb_knockout_keep_unmapped(void)
-{
-	return false;
-}
-
-static inline bool pinwb_knockout_unwritten(void)
-{
-	return false;
-}
-
-static inline bool pinwb_knockout_touch(void)
-{
-	return false;
-}
-
-static inline bool pinwb_knockout_sticky(void)
-{
-	return false;
-}
+#ifdef CONFIG_PINWB_DEBUG
+bool pinwb_guess_pinned(const struct folio *folio);
 #endif
 
 #ifdef CONFIG_PINWB
@@ -151,6 +135,14 @@ static inline void mapping_set_was_pinned(struct address_space *mapping)
 bool __pinwb_folio_pinned(const struct folio *folio);
 bool __pinwb_keep_dirty(struct folio *folio);
 bool __pinwb_mapping_has_pins(struct address_space *mapping);
+bool __pinwb_folio_exempt(const struct folio *folio);
+void __pinwb_folio_removed(struct folio *folio);
+int __pinwb_remount_ro(struct super_block *sb);
+int __pinwb_swapon(struct address_space *mapping);
+void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb);
+void __pinwb_account_moved(struct folio *folio, struct address_space *mapping);
+void __pinwb_account_switched(struct folio *folio, struct bdi_writeback *old_wb,
+			      struct bdi_writeback *new_wb);
 void __pinwb_touch_inode(struct inode *inode);
 void __pinwb_touch_times(struct inode *inode);
 int __pinwb_bounce_bio(struct bio *bio, struct inode *inode);
@@ -170,6 +162,28 @@ static inline bool pinwb_folio_pinned(const struct folio *folio,
 				      const struct address_space *mapping)
 {
 	return mapping_was_pinned(mapping) && __pinwb_folio_pinned(folio);
+}
+
+/* What pinwb_begin_writeback() found. */
+enum pinwb_gate {
+	PINWB_FROZEN,	/* nothing may be written */
+	PINWB_OPEN,	/* a freeze waits for the caller in another way */
+	PINWB_HELD,	/* a freeze waits for pinwb_end_writeback() */
+};
+
+enum pinwb_gate pinwb_begin_writeback(struct super_block *sb,
+				      const struct writeback_control *wbc);
+
+/**
+ * pinwb_end_writeback - ->writepages() of a file that was pinned is done
+ * @sb: the filesystem
+ * @gate: what pinwb_begin_writeback() returned
+ */
+static inline void pinwb_end_writeback(struct super_block *sb,
+				       enum pinwb_gate gate)
+{
+	if (gate == PINWB_HELD)
+		sb_end_pagefault(sb);
 }
 
 /**
@@ -229,6 +243,110 @@ static inline bool pinwb_exclude_pins(struct address_space *mapping)
 	/* Either we see a pin's count, or admission sees the cleared bit */
 	smp_mb__after_atomic();
 	return !pinwb_mapping_has_pins(mapping);
+}
+
+/**
+ * pinwb_folio_stays - can reclaim do anything about this folio?
+ * @folio: a locked folio
+ * @mapping: its mapping, or NULL
+ *
+ * Return: true if it can't, for a pin.
+ */
+static inline bool pinwb_folio_stays(const struct folio *folio,
+				     const struct address_space *mapping)
+{
+	return mapping && pinwb_folio_pinned(folio, mapping);
+}
+
+/**
+ * pinwb_folio_exempt - will writing this folio leave it dirty?
+ * @folio: a dirty folio of @mapping
+ * @mapping: its mapping
+ *
+ * For passes that write to get clean memory, or that a WB_SYNC_ALL pass follows.
+ *
+ * Context: any.
+ *
+ * Return: true if it has a pin, and is not counted as dirty for that.
+ */
+static inline bool pinwb_folio_exempt(const struct folio *folio,
+				      const struct address_space *mapping)
+{
+	return mapping_was_pinned(mapping) && __pinwb_folio_exempt(folio);
+}
+
+/*
+ * A folio with a pin is dirty for as long as the pin lasts. Nobody can do
+ * anything about that, and so it counts neither against the dirty limits nor as
+ * memory that could be dirtied: NR_FILE_PINNED and WB_PINNED are what is to be
+ * subtracted. Two bits in the folio's ledger entry say whether it is in them.
+ *
+ * They are set while the folio is locked and dirty, when a pin is admitted and by
+ * keep-dirty, and cleared by the functions here, wherever NR_FILE_DIRTY changes.
+ * The last unpin, which knows no locks, takes the folio off NR_FILE_PINNED, so
+ * that the limit holds for it again. It can't tell whose bdi_writeback it is and
+ * leaves WB_PINNED as it is until the folio is written. Only then can an unpinned
+ * folio still have a bit, and be moved or split with it.
+ */
+
+/**
+ * pinwb_account_cleaned - a folio is not dirty any more
+ * @folio: the folio
+ * @mapping: its mapping
+ * @wb: what the folio counts for; can't be switched
+ *
+ * Context: folio locked, or nobody else sees it dirty; does not sleep.
+ */
+static inline void pinwb_account_cleaned(struct folio *folio,
+					 const struct address_space *mapping,
+					 struct bdi_writeback *wb)
+{
+	if (mapping_was_pinned(mapping))
+		__pinwb_account_cleaned(folio, wb);
+}
+
+/**
+ * pinwb_account_moved - a dirty folio moves to another PFN, or is split
+ * @folio: the folio, frozen: there are no pins
+ * @mapping: its mapping, i_pages locked
+ */
+static inline void pinwb_account_moved(struct folio *folio,
+				       struct address_space *mapping)
+{
+	if (mapping_was_pinned(mapping))
+		__pinwb_account_moved(folio, mapping);
+}
+
+/**
+ * pinwb_account_switched - a dirty folio's inode gets another bdi_writeback
+ * @folio: the folio
+ * @mapping: its mapping, i_pages locked
+ * @old_wb: what it counts for now
+ * @new_wb: what it will count for
+ */
+static inline void pinwb_account_switched(struct folio *folio,
+					  const struct address_space *mapping,
+					  struct bdi_writeback *old_wb,
+					  struct bdi_writeback *new_wb)
+{
+	if (mapping_was_pinned(mapping))
+		__pinwb_account_switched(folio, old_wb, new_wb);
+}
+
+/**
+ * pinwb_folio_removed - a folio leaves its file
+ * @folio: the folio
+ * @mapping: its mapping, for the last time
+ *
+ * What devices write to it from now on is lost. Counts that, and says so.
+ *
+ * Context: any.
+ */
+static inline void pinwb_folio_removed(struct folio *folio,
+				       const struct address_space *mapping)
+{
+	if (mapping_was_pinned(mapping))
+		__pinwb_folio_removed(folio);
 }
 
 /**
@@ -344,6 +462,39 @@ static inline bool pinwb_was_used(void)
 	return READ_ONCE(pinwb_used);
 }
 
+/**
+ * pinwb_remount_ro - may a filesystem become read-only?
+ * @sb: no file is open for writing, and none will be
+ *
+ * There may still be pins, of whoever has closed and unmapped the file. What
+ * their devices write could never be stored.
+ *
+ * Context: process context; may sleep.
+ *
+ * Return: 0, or -EBUSY after a message that says how many pages are pinned, and
+ * by whom.
+ */
+static inline int pinwb_remount_ro(struct super_block *sb)
+{
+	return pinwb_was_used() ? __pinwb_remount_ro(sb) : 0;
+}
+
+/**
+ * pinwb_swapon - may a file become swap space?
+ * @mapping: its page cache
+ *
+ * Swap writes to the blocks behind the back of the page cache, which writes
+ * pinned folios for ever. Opts the file out, until the inode is evicted.
+ *
+ * Context: process context, inode locked; may sleep.
+ *
+ * Return: 0, or -EBUSY after a message if there are pins.
+ */
+static inline int pinwb_swapon(struct address_space *mapping)
+{
+	return mapping_pinned_writeback(mapping) ? __pinwb_swapon(mapping) : 0;
+}
+
 /*
  * Is the range part of one VMA of a kind whose writable pages the ledger never
  * counts? One look at the VMA instead of one at each page. mmap_lock held.
@@ -431,6 +582,10 @@ void pinwb_unpin_pages(struct page **pages, unsigned long nr_pages);
 /* Between mm/pinwb/glue.c and the Rust side. */
 #define PINWB_LEAF_ENTRIES	512
 #define PINWB_MAX_COUNT		0xffffffffU
+#define PINWB_IN_NODE		0x100000000ULL	/* counted in NR_FILE_PINNED */
+#define PINWB_IN_WB		0x200000000ULL	/* counted in WB_PINNED */
+#define PINWB_EXEMPT		(PINWB_IN_NODE | PINWB_IN_WB)
+#define PINWB_OWNER_SHIFT	34
 
 struct pinwb_leaf {
 	unsigned long first_pfn;
@@ -457,6 +612,20 @@ bool pinwb_vma_is_opted_in(struct mm_struct *mm, unsigned long address,
 int pinwb_fault_for_write(struct mm_struct *mm, unsigned long address,
 			  bool mmap_locked);
 void pinwb_redirty_folio(struct folio *folio);
+void pinwb_account_exempt(struct folio *folio);
+void pinwb_account_unpinned(struct folio *folio);
+u64 pinwb_set_exempt(const struct folio *folio);
+u64 pinwb_clear_exempt(const struct folio *folio);
+u64 pinwb_exempt_bits(const struct folio *folio);
+
+struct pinwb_pins {
+	unsigned long nr_pages;
+	u32 owner;
+};
+
+u32 pinwb_owner(void);
+void pinwb_pins_on(unsigned int major, unsigned int minor,
+		   struct pinwb_pins *found);
 bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place);
 void pinwb_count_refusal(void);
 
@@ -486,6 +655,23 @@ static inline bool pinwb_folio_pinned(const struct folio *folio,
 	return false;
 }
 
+enum pinwb_gate {
+	PINWB_FROZEN,
+	PINWB_OPEN,
+};
+
+static inline enum pinwb_gate
+pinwb_begin_writeback(struct super_block *sb,
+		      const struct writeback_control *wbc)
+{
+	return PINWB_OPEN;
+}
+
+static inline void pinwb_end_writeback(struct super_block *sb,
+				       enum pinwb_gate gate)
+{
+}
+
 static inline bool pinwb_keep_dirty(struct folio *folio,
 				    struct address_space *mapping)
 {
@@ -500,6 +686,41 @@ static inline bool pinwb_mapping_has_pins(struct address_space *mapping)
 static inline bool pinwb_exclude_pins(struct address_space *mapping)
 {
 	return true;
+}
+
+static inline bool pinwb_folio_stays(const struct folio *folio,
+				     const struct address_space *mapping)
+{
+	return false;
+}
+
+static inline bool pinwb_folio_exempt(const struct folio *folio,
+				      const struct address_space *mapping)
+{
+	return false;
+}
+
+static inline void pinwb_folio_removed(struct folio *folio,
+				       const struct address_space *mapping)
+{
+}
+
+static inline void pinwb_account_cleaned(struct folio *folio,
+					 const struct address_space *mapping,
+					 struct bdi_writeback *wb)
+{
+}
+
+static inline void pinwb_account_moved(struct folio *folio,
+				       struct address_space *mapping)
+{
+}
+
+static inline void pinwb_account_switched(struct folio *folio,
+					  const struct address_space *mapping,
+					  struct bdi_writeback *old_wb,
+					  struct bdi_writeback *new_wb)
+{
 }
 
 static inline void pinwb_touch_inode(struct inode *inode)
@@ -539,6 +760,16 @@ static inline void pinwb_unpin(struct folio *folio, unsigned long nr)
 static inline bool pinwb_was_used(void)
 {
 	return false;
+}
+
+static inline int pinwb_remount_ro(struct super_block *sb)
+{
+	return 0;
+}
+
+static inline int pinwb_swapon(struct address_space *mapping)
+{
+	return 0;
 }
 
 static inline bool pinwb_unpin_needed(unsigned int gup_flags)

@@ -112,6 +112,22 @@ impl Holder {
         }
     }
 
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Bytes of files in its page tables.
+    pub fn mapped_file_bytes(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssFile:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kilobytes: u64 = kilobytes.context("no RssFile in kB")?.trim().parse()?;
+        Ok(kilobytes << 10)
+    }
+
     fn signal(&self, signal: libc::c_int) -> Result<()> {
         // SAFETY: the process is a child that was not waited for, so the number is still its own.
         match unsafe { libc::kill(self.0.id() as i32, signal) } {

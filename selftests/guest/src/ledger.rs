@@ -56,11 +56,13 @@ pub struct Folio {
     pub frame: u64,
     /// Writable long-term pins.
     pub count: u64,
+    /// The process that took the first of them.
+    pub owner: u32,
 }
 
 fn parse_folio(line: &str) -> Option<Folio> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let [device, inode, index, pages, frame, count] = fields[..] else {
+    let [device, inode, index, pages, frame, count, owner] = fields[..] else {
         return None;
     };
     let place = match (device.split_once(':'), inode.parse(), index.parse()) {
@@ -76,6 +78,7 @@ fn parse_folio(line: &str) -> Option<Folio> {
         pages: pages.parse().ok()?,
         frame: frame.parse().ok()?,
         count: count.parse().ok()?,
+        owner: owner.parse().ok()?,
     })
 }
 
@@ -204,21 +207,23 @@ mod tests {
     fn a_folio_in_a_file_and_one_that_left_it() {
         let place = Some((libc::makedev(254, 16), 12, 512));
         assert_eq!(
-            parse_folio("254:16 12 512 512 81920 3"),
+            parse_folio("254:16 12 512 512 81920 3 77"),
             Some(Folio {
                 place,
                 pages: 512,
                 frame: 81920,
-                count: 3
+                count: 3,
+                owner: 77
             })
         );
         assert_eq!(
-            parse_folio("- - - 1 81920 1"),
+            parse_folio("- - - 1 81920 1 77"),
             Some(Folio {
                 place: None,
                 pages: 1,
                 frame: 81920,
-                count: 1
+                count: 1,
+                owner: 77
             })
         );
         assert_eq!(parse_folio("nonsense"), None);

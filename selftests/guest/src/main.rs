@@ -32,6 +32,8 @@ mod tap;
 mod tests;
 mod uring;
 mod verbs;
+mod vmstat;
+mod writer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -90,6 +92,13 @@ enum Command {
     Soak {
         #[command(flatten)]
         soak: soak::Arguments,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Time that it takes to write files while most of the memory is pinned
+    Writer {
+        #[command(flatten)]
+        writer: writer::Arguments,
         #[command(flatten)]
         options: Options,
     },
@@ -195,6 +204,7 @@ fn run(command: Command) -> Result<ExitCode> {
             })?;
             println!("soak: PASSED");
         }
+        Command::Writer { writer, options } => writer::run(&writer, &options)?,
         Command::Stress { stress, options } => {
             let well = on_new_filesystem(&options, Layer::Disk, ["", ""], |context| {
                 stress::command(context, &stress)

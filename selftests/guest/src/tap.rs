@@ -20,6 +20,7 @@ use crate::kmsg::{self, Kmsg};
 use crate::layer::Layer;
 use crate::ledger::{self, Switch};
 use crate::options::Options;
+use crate::vmstat;
 
 /// The reason why a test can't run here; travels as an error.
 #[derive(Debug)]
@@ -55,6 +56,8 @@ pub enum Invariant {
     I3,
     /// Durable.
     I4,
+    /// No throttling.
+    I5,
     /// A home for every block.
     I6,
     /// Exact counts.
@@ -313,6 +316,10 @@ impl<'a> Runner<'a> {
         let result = self.run_on_device(test);
         ledger::reset_switches();
         let verdict = match result {
+            Ok(Verdict::Pass) => match vmstat::wait_until_unpinned(Duration::from_secs(10)) {
+                Ok(()) => Verdict::Pass,
+                Err(error) => Verdict::Broken(vec![format!("{error:#}")]),
+            },
             Ok(verdict) => verdict,
             Err(error) => match error.downcast::<Skip>() {
                 Ok(Skip(why)) => Verdict::Skip(why),

@@ -10,6 +10,8 @@ mod durable;
 mod errors;
 mod exact;
 mod faults;
+mod frozen;
+mod limits;
 mod nowait;
 mod options;
 mod quota;
@@ -22,6 +24,7 @@ mod stories;
 mod stress;
 mod sync;
 mod tools;
+mod trace;
 mod transient;
 
 use std::fs;
@@ -43,6 +46,9 @@ const THEMES: &[&[Test]] = &[
     stories::TESTS,
     sync::TESTS,
     stable::TESTS,
+    limits::TESTS,
+    frozen::TESTS,
+    trace::TESTS,
     options::TESTS,
     errors::TESTS,
     crash::TESTS,

@@ -27,10 +27,11 @@ use anyhow::{bail, Context as _, Result};
 use super::common::{fallocate, wait_until, Flush, Sysctl, KIB, MIB};
 use crate::cgroup::Cgroup;
 use crate::context::Context;
-use crate::device::Kind;
+use crate::device::{errno, Kind};
 use crate::diag;
 use crate::fs as filesystem;
 use crate::holder::{Holder, Orders};
+use crate::kmsg::Kmsg;
 use crate::ledger::{self, Stats};
 use crate::map::{Mapping, PAGE};
 use crate::numa;
@@ -78,7 +79,7 @@ pub const TESTS: &[Test] = &[
     without_waiting("nowait.freeze", |c| {
         Operation::new(freeze).flushes().check(c)
     }),
-    without_waiting("nowait.remount_ro", remount_ro),
+    apart("nowait.remount_ro", remount_ro).proves(&[I3, I4]),
     apart("nowait.remount_rw", |c| {
         Operation::new(|s| remount(s.context, libc::MS_LAZYTIME))
             .busy()
@@ -492,20 +493,37 @@ fn pinned_only(context: &Context, name: &str) -> Result<(Holder, Stamp)> {
     Ok((holder, stamp))
 }
 
-/// Whether the kernel refuses that or not, it does so at once.
+/// What devices still write could never be stored: refused at once, and the log says who is in the way.
 fn remount_ro(context: &Context) -> Result<()> {
     let both_ways = || {
-        match remount(context, libc::MS_RDONLY) {
-            Ok(()) => diag!("remounted read-only"),
-            Err(error) => diag!("refused: {error:#}"),
-        }
+        remount(context, libc::MS_RDONLY)?;
         remount(context, 0)
     };
     drop(Scene::stored(context, "plain")?);
     let own = timed(both_ways).context("without pins")?;
     let (mut holder, stamp) = pinned_only(context, "pinned")?;
-    within(limit(own), &mut holder, both_ways)?;
-    context.expect_on_disk(&context.open("pinned")?, 0..LEN, stamp)
+    let mut log = Kmsg::follow();
+    within(limit(own), &mut holder, || {
+        match remount(context, libc::MS_RDONLY) {
+            Ok(()) => bail!("remounted read-only, with pins for writing"),
+            Err(error) if errno(&error) == Some(libc::EBUSY) => Ok(()),
+            Err(error) => Err(error.context("refused, but not with EBUSY")),
+        }
+    })?;
+    let pages = LEN / PAGE as u64;
+    let says = format!("{pages} pages of its files are pinned for writing by ");
+    let message = log.wait_for(&says, 5).context("nothing in the log")?;
+    if !message.ends_with(&format!("[{}]", holder.id())) {
+        bail!("the log does not name process {}: {message}", holder.id());
+    }
+    // It is as it was: what the device wrote can be stored.
+    let file = context.open("pinned")?;
+    file.sync_all()?;
+    context.expect_on_disk(&file, 0..LEN, stamp)?;
+    drop(file);
+    holder.kill();
+    ledger::wait_until_empty(10)?;
+    both_ways().context("with no pins left")
 }
 
 fn umount(context: &Context) -> Result<()> {
@@ -552,8 +570,8 @@ fn umount_lazy(context: &Context) -> Result<()> {
 
 /// A part of the memory of a control group is pinned, and the rest is not enough for what is read in it.
 ///
-/// That reclaim comes to an end is all that is asked here. It looks at pinned folios again and again and
-/// throttles the reader because they are dirty, hence the small part and the generous limit.
+/// Reclaim comes to an end, and leaves pinned folios as they are. It still looks at them again and again,
+/// hence the small part and the generous limit.
 fn reclaim(context: &Context) -> Result<()> {
     const PINNED: u64 = 12 * MIB;
     const MEMORY: u64 = 4 * PINNED;
@@ -578,13 +596,17 @@ fn reclaim(context: &Context) -> Result<()> {
     within(limit(own).max(LIMIT), &mut holder, read)?;
     let scanned = group.number("memory.stat", "pgscan")? - scanned;
     let dirty = group.number("memory.stat", "file_dirty")?;
-    diag!("{scanned} pages scanned, {dirty} bytes dirty");
+    let mapped = holder.mapped_file_bytes()?;
+    diag!("{scanned} pages scanned, {dirty} bytes dirty, {mapped} bytes mapped");
     // The group's own numbers lag behind a little.
     if scanned == 0 || dirty < PINNED - MIB {
         bail!("the group had room for everything: nothing was tested");
     }
     let pages = ledger::folios_of(&file)?.iter().map(|f| f.pages).sum();
     expect_eq::<u64>("pinned pages", pages, PINNED / PAGE as u64)?;
+    if mapped < PINNED {
+        bail!("pinned pages were unmapped: of {PINNED} bytes {mapped} are mapped");
+    }
     // The group can be removed when nobody is in it.
     drop(holder);
     Ok(())

@@ -2,9 +2,11 @@
 
 //! What can't be pinned for writing is refused as ever, with a message.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use anyhow::{bail, Context as _, Result};
 
@@ -40,6 +42,7 @@ pub const TESTS: &[Test] = &[
     Test::new("refuse.verity", verity)
         .only("ext4")
         .made("-O verity", ""),
+    Test::new("refuse.swapon", swapon).only("ext4 xfs"),
     Test::new("refuse.shmem_still_works", shmem).on(Layer::None),
 ];
 
@@ -286,4 +289,58 @@ fn shmem(_context: &Context) -> Result<()> {
         }
     }
     pinned.device.unpin()
+}
+
+/// A file in the format of mkswap(8).
+fn swap_file(context: &Context, name: &str, len: u64) -> Result<File> {
+    const PAGE: u64 = 4 * KIB;
+    let file = context.written(name, len, Stamp::fresh(), MIB as usize)?;
+    let mut header = vec![0; PAGE as usize];
+    // Version and number of the last page.
+    header[1024..1028].copy_from_slice(&1u32.to_le_bytes());
+    header[1028..1032].copy_from_slice(&((len / PAGE - 1) as u32).to_le_bytes());
+    header[PAGE as usize - 10..].copy_from_slice(b"SWAPSPACE2");
+    file.write_all_at(&header, 0)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Swap space can't be pinned, and what is pinned can't be swap space.
+fn swapon(context: &Context) -> Result<()> {
+    const LEN: u64 = 4 * MIB;
+    let file = swap_file(context, "file", LEN)?;
+    let path = CString::new(context.path("file").as_os_str().as_encoded_bytes())?;
+    let call = |call: unsafe fn(&CString) -> libc::c_int| {
+        // SAFETY: both calls take a C string.
+        match unsafe { call(&path) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: by the caller's promise.
+    let on = || call(|path| unsafe { libc::swapon(path.as_ptr(), 0) });
+    // SAFETY: as above.
+    let off = || call(|path| unsafe { libc::swapoff(path.as_ptr()) });
+
+    let pinned = Pinned::new(Kind::Uring, file, Stamp::fresh())?;
+    let mut log = Kmsg::follow();
+    match on() {
+        Ok(()) => {
+            off()?;
+            bail!("swapping to a file with pins");
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(error) => return Err(error).context("refused, but not with EBUSY"),
+    }
+    if log.wait_for("can't be swap space", 5).is_none() {
+        bail!("nothing in the log");
+    }
+    // It can still be pinned once more.
+    Kind::Uring.attach(&pinned.map, 0..LEN)?.unpin()?;
+    let Pinned { device, map, .. } = pinned;
+    device.unpin()?;
+    on().context("swapon without pins")?;
+    let refused = expect_refused(Kind::Uring, &map);
+    off().context("swapoff")?;
+    refused
 }

@@ -40,6 +40,9 @@ pub(crate) mod alloc {
 
 pub(crate) mod bindings {
     pub(crate) const PINWB_LEAF_ENTRIES: u32 = 512;
+    pub(crate) const PINWB_IN_NODE: u64 = 1 << 32;
+    pub(crate) const PINWB_IN_WB: u64 = 1 << 33;
+    pub(crate) const PINWB_OWNER_SHIFT: u32 = 34;
     pub(crate) const PINWB_MAX_COUNT: u32 = u32::MAX;
 
     /// As the kernel's.

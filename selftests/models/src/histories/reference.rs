@@ -172,13 +172,13 @@ pub(crate) fn check(history: Vec<Operation>) -> Result<(), TestCaseError> {
                     Ok(())
                 };
 
-                prop_assert_eq!(ledger.add(pfn, pins), expected);
+                prop_assert_eq!(ledger.add(pfn, pins, 0), expected);
             }
             Operation::Unpin { pfn, pins } => {
                 let count = reference.count(pfn);
 
                 reference.counts.insert(pfn, count.saturating_sub(pins));
-                prop_assert_eq!(ledger.sub(pfn, pins), pins.saturating_sub(count));
+                prop_assert_eq!(ledger.sub(pfn, pins).short, pins.saturating_sub(count));
             }
             Operation::Get { pfn } => {
                 let leaf = ledger.leaf(pfn).map(|leaf| leaf.as_raw());
@@ -248,12 +248,29 @@ pub(crate) fn check_entry((word, pins): (u64, u64)) -> Result<(), TestCaseError>
 
     prop_assert_eq!(entry.count(), count);
     prop_assert_eq!(
-        entry.add(pins).map(Entry::word),
+        entry.add(pins, entry.owner()).map(Entry::word),
         fits.then_some(reserved | sum as u64)
     );
 
+    let bits = Entry::IN_NODE | Entry::IN_WB;
+    prop_assert_eq!(entry.exempt_bits(), word & bits);
+    prop_assert_eq!(entry.not_exempt().word(), word & !bits);
+    prop_assert_eq!(
+        entry.exempt().word(),
+        match count {
+            0 => word,
+            _ => word | bits,
+        }
+    );
+
     let (less, short) = entry.sub(pins);
-    prop_assert_eq!(less.word(), reserved | count.saturating_sub(pins));
+    let owner_bits = ((1 << 22) - 1) << Entry::OWNER_SHIFT;
+    // Without pins it can't be counted as pinned, and nobody has any.
+    let kept = match count.saturating_sub(pins) {
+        0 => reserved & !Entry::IN_NODE & !owner_bits,
+        _ => reserved,
+    };
+    prop_assert_eq!(less.word(), kept | count.saturating_sub(pins));
     prop_assert_eq!(short, pins.saturating_sub(count));
     Ok(())
 }

@@ -28,6 +28,12 @@ use crate::sync::atomic::Atomic;
 
 pub(crate) const PINWB_LEAF_ENTRIES: u32 = 512;
 pub(crate) const PINWB_MAX_COUNT: u32 = u32::MAX;
+pub(crate) const PINWB_IN_NODE: u64 = 1 << 32;
+pub(crate) const PINWB_IN_WB: u64 = 1 << 33;
+pub(crate) const PINWB_OWNER_SHIFT: u32 = 34;
+
+/// The process that takes all pins.
+pub(crate) const OWNER: u32 = 17;
 
 /// Bits of a folio's flags, as in `kernel.h`.
 const PG_DIRTY: u64 = 1 << 0;
@@ -40,6 +46,13 @@ const AS_PINNED_WRITEBACK: u64 = 1 << 0;
 #[repr(C)]
 pub(crate) struct inode {
     pub(crate) i_blkbits: c_uint,
+    pub(crate) wb: bdi_writeback,
+}
+
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct bdi_writeback {
+    unused: c_int,
 }
 
 #[repr(C)]
@@ -358,8 +371,31 @@ pub(crate) unsafe fn folio_mark_dirty(folio: *mut folio) -> bool {
 
 /// Leaves the tag alone, so that others find the folio, and wait for its lock.
 pub(crate) unsafe fn folio_clear_dirty_for_io(folio: *mut folio) -> bool {
-    // SAFETY: The folio is valid.
-    unsafe { at(folio) }.test_and_clear(PG_DIRTY)
+    // SAFETY: The folio is valid, and stays in its mapping, because it is locked.
+    unsafe {
+        let was_dirty = at(folio).test_and_clear(PG_DIRTY);
+
+        if was_dirty {
+            account_cleaned(folio);
+        }
+        was_dirty
+    }
+}
+
+/// As `pinwb_account_cleaned()`.
+///
+/// # Safety
+///
+/// The folio is locked, and in its mapping.
+unsafe fn account_cleaned(folio: *mut folio) {
+    // SAFETY: By the caller's promise.
+    unsafe {
+        let mapping = at(folio).mapping();
+
+        if mapping_was_pinned(mapping) {
+            __pinwb_account_cleaned(folio, &raw mut (*(*mapping).host).wb);
+        }
+    }
 }
 
 /// Is there a reason to write this folio? Asked without a lock.
@@ -395,7 +431,10 @@ pub(crate) unsafe fn folio_end_writeback(folio: *mut folio) {
 pub(crate) unsafe fn filemap_remove_folio(folio: *mut folio) {
     // SAFETY: The folio is valid, and locked, which is what protects the field.
     unsafe {
-        at(folio).test_and_clear(PG_DIRTY);
+        if at(folio).test_and_clear(PG_DIRTY) {
+            account_cleaned(folio);
+        }
+        crate::writeback::removed(crate::mm::folio::Folio::from_raw(folio));
         memory::fetch_and(at(folio).tags_address(), !TAG_DIRTY, Ordering::Relaxed);
         (*folio).__bindgen_anon_1.__bindgen_anon_1.mapping = core::ptr::null_mut();
     }
@@ -469,10 +508,13 @@ pub(crate) unsafe fn pinwb_folio_is_counted(_: *const folio) -> bool {
     true
 }
 
-/// Without the accounting.
+/// Without NR_DIRTIED and WB_DIRTIED.
 pub(crate) unsafe fn pinwb_redirty_folio(folio: *mut folio) {
-    // SAFETY: The folio is valid.
-    unsafe { folio_mark_dirty(folio) };
+    // SAFETY: The folio is valid, and the caller keeps it in its mapping.
+    unsafe {
+        folio_mark_dirty(folio);
+        pinwb_account_exempt(folio);
+    }
 }
 
 // What the C functions call of Rust, as `ffi.rs` has it.
@@ -491,6 +533,29 @@ unsafe extern "C-unwind" fn __pinwb_mapping_has_pins(mapping: *mut address_space
     crate::writeback::has_pins(unsafe { crate::mapping::Mapping::from_raw(mapping) })
 }
 
+#[no_mangle]
+unsafe extern "C-unwind" fn pinwb_set_exempt(folio: *const folio) -> u64 {
+    // SAFETY: The folio is valid.
+    crate::writeback::set_exempt(unsafe { crate::mm::folio::Folio::from_raw(folio) })
+}
+
+#[no_mangle]
+unsafe extern "C-unwind" fn pinwb_clear_exempt(folio: *const folio) -> u64 {
+    // SAFETY: The folio is valid.
+    crate::writeback::clear_exempt(unsafe { crate::mm::folio::Folio::from_raw(folio) })
+}
+
+#[no_mangle]
+extern "C-unwind" fn pinwb_knockout_exempt() -> bool {
+    debug::no_exempt()
+}
+
+/// All threads are of one process.
+#[no_mangle]
+pub(crate) unsafe extern "C-unwind" fn pinwb_owner() -> u32 {
+    OWNER
+}
+
 pub(crate) type atomic64_t = u64;
 
 #[repr(C)]
@@ -507,8 +572,16 @@ extern "C-unwind" {
     pub(crate) fn mapping_set_was_pinned(mapping: *mut address_space);
     pub(crate) fn pinwb_keep_dirty(folio: *mut folio, mapping: *mut address_space) -> bool;
     pub(crate) fn pinwb_mapping_has_pins(mapping: *mut address_space) -> bool;
-    pub(crate) fn pinwb_count_one(entry: *mut atomic64_t) -> bool;
-    pub(crate) fn pinwb_forget_one(entry: *mut atomic64_t) -> bool;
+    pub(crate) fn pinwb_count_one(
+        entry: *mut atomic64_t,
+        exempt: u64,
+        owner: u64,
+        set: &mut u64,
+    ) -> bool;
+    pub(crate) fn pinwb_forget_one(entry: *mut atomic64_t, cleared: &mut u64) -> bool;
+    pub(crate) fn pinwb_account_exempt(folio: *mut folio);
+    pub(crate) fn pinwb_account_unpinned(folio: *mut folio);
+    fn __pinwb_account_cleaned(folio: *mut folio, wb: *mut bdi_writeback);
     pub(crate) fn pinwb_admit_ready(
         pages: *mut *mut page,
         nr_pages: c_ulong,

@@ -21,6 +21,8 @@ pub(crate) enum Knockout {
     /// As in the kernel.
     NoAdmission,
     /// As in the kernel.
+    NoExempt,
+    /// As in the kernel.
     WaitForPin,
     /// Pins are counted when admission has ended.
     LateCount,
@@ -52,6 +54,10 @@ pub(crate) fn late_keep_dirty() -> bool {
 
 pub(crate) fn no_admission() -> bool {
     is(Knockout::NoAdmission)
+}
+
+pub(crate) fn no_exempt() -> bool {
+    is(Knockout::NoExempt)
 }
 
 pub(crate) fn wait_for_pin() -> bool {

@@ -5,17 +5,28 @@
  */
 #include <linux/types.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #define s64		__s64
 #define u32		__u32
+#define u64		__u64
 #define atomic64_t	struct model_atomic64
 
 struct model_atomic64 {
 	s64 counter;
 };
 
+struct bdi_writeback {
+	int unused;
+};
+
+struct wb_lock_cookie {
+	int unused;
+};
+
 struct inode {
 	unsigned int i_blkbits;
+	struct bdi_writeback wb;
 };
 
 struct address_space {
@@ -40,12 +51,23 @@ struct pinwb_leaf {
 	atomic64_t *entries;
 };
 
+struct pinwb_run {
+	struct folio *folio;
+	long in_node;
+	long in_wb;
+};
+
 #define PINWB_LEAF_ENTRIES	512
 #define PINWB_MAX_COUNT		0xffffffffU
+#define PINWB_IN_NODE		(1ULL << 32)
+#define PINWB_IN_WB		(1ULL << 33)
+#define PINWB_EXEMPT		(PINWB_IN_NODE | PINWB_IN_WB)
+#define PINWB_OWNER_SHIFT	34
 #define PAGE_SHIFT		12
 
 enum { PG_dirty, PG_writeback };
 enum { AS_PINNED_WRITEBACK, AS_WAS_PINNED };
+enum { NR_FILE_PINNED, WB_PINNED };
 
 /* Rust is to call all of these. */
 #define static
@@ -59,21 +81,35 @@ enum { AS_PINNED_WRITEBACK, AS_WAS_PINNED };
 #define clear_bit(nr, word)	model_and_relaxed(word, ~BIT(nr))
 
 #define atomic64_read(v)		model_read_once((unsigned long *)&(v)->counter)
-#define atomic64_fetch_inc_relaxed(v)	model_add_relaxed((unsigned long *)&(v)->counter, 1)
-#define atomic64_fetch_dec_release(v)	model_add_release((unsigned long *)&(v)->counter, -1)
-#define atomic64_inc(v)			model_add_relaxed((unsigned long *)&(v)->counter, 1)
-#define atomic64_dec(v)			model_add_relaxed((unsigned long *)&(v)->counter, -1)
+#define atomic64_try_cmpxchg_relaxed(v, old, new) \
+	model_try_cmpxchg((unsigned long *)&(v)->counter, (unsigned long *)(old), new, false)
+#define atomic64_try_cmpxchg_release(v, old, new) \
+	model_try_cmpxchg((unsigned long *)&(v)->counter, (unsigned long *)(old), new, true)
 
 /* Full, which it is not without the atomic after it: there always is one. */
 #define smp_mb__before_atomic()	model_mb()
 
 #define PageCompound(page)	((void)(page), false)
+#define folio_nr_pages(folio)	((void)(folio), 1L)
+#define trace_pinwb_pin(folio, pins)	((void)(folio))
+#define trace_pinwb_unpin(folio, pins)	((void)(folio))
+
+/* One node, one memcg, one bdi_writeback that is not switched. */
+#define folio_pgdat(folio)	((void)(folio), 0)
+#define folio_memcg(folio)	((void)(folio), 0)
+#define rcu_read_lock()		((void)0)
+#define rcu_read_unlock()	((void)0)
+#define unlocked_inode_to_wb_begin(inode, cookie)	((void)(cookie), &(inode)->wb)
+#define unlocked_inode_to_wb_end(inode, cookie)		((void)(inode), (void)(cookie))
+#define lruvec_stat_mod_folio(folio, item, n)		((void)(folio), model_count(item, n))
+#define wb_stat_mod(wb, item, n)			((void)(wb), model_count(item, n))
 
 unsigned long model_read_once(const unsigned long *word);
 void model_or_relaxed(unsigned long *word, unsigned long bits);
 void model_and_relaxed(unsigned long *word, unsigned long bits);
-unsigned long model_add_relaxed(unsigned long *word, unsigned long n);
-unsigned long model_add_release(unsigned long *word, unsigned long n);
+bool model_try_cmpxchg(unsigned long *word, unsigned long *old, unsigned long new,
+		       bool release);
+void model_count(int item, long n);
 
 void model_mb(void);
 
@@ -83,7 +119,19 @@ void folio_unlock(struct folio *folio);
 
 bool __pinwb_keep_dirty(struct folio *folio);
 bool __pinwb_mapping_has_pins(struct address_space *mapping);
+bool pinwb_knockout_exempt(void);
+u32 pinwb_owner(void);
+u64 pinwb_set_exempt(const struct folio *folio);
+u64 pinwb_clear_exempt(const struct folio *folio);
 
 /* The cut-out functions have no prototypes of their own. */
-bool pinwb_count_one(atomic64_t *entry);
-bool pinwb_forget_one(atomic64_t *entry);
+atomic64_t *pinwb_leaf_entry(const struct pinwb_leaf *leaf, const struct page *page);
+bool pinwb_count_one(atomic64_t *entry, u64 exempt, u64 owner, u64 *set);
+bool pinwb_forget_one(atomic64_t *entry, u64 *cleared);
+void pinwb_run_flush(struct pinwb_run *run);
+void pinwb_run_add(struct pinwb_run *run, struct folio *folio, long nr);
+bool pinwb_lock_ready(struct page *page, const struct address_space *mapping,
+		      const struct pinwb_leaf *leaf);
+void pinwb_account_exempt(struct folio *folio);
+void pinwb_account_unpinned(struct folio *folio);
+void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb);

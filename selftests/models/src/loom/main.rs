@@ -45,6 +45,18 @@ mod stats {
     pub(crate) fn pinned(_: u64) {}
     pub(crate) fn kept_dirty() {}
     pub(crate) fn restarted() {}
+    pub(crate) fn orphaned() {}
+}
+
+/// Stand-in for `rust/pinwb/trace.rs`.
+mod trace {
+    use crate::mm::folio::Folio;
+
+    pub(crate) fn pin(_: &Folio, _: usize) {}
+    pub(crate) fn unpin(_: &Folio, _: usize) {}
+    pub(crate) fn admit_wait(_: &Folio, _: usize) {}
+    pub(crate) fn keep_dirty(_: &Folio, _: usize) {}
+    pub(crate) fn orphan(_: &Folio, _: usize) {}
 }
 
 use clap::Parser;

@@ -71,6 +71,7 @@ pub(crate) fn start() {
         ..Memory::default()
     });
 
+    COUNTERS.with(|counters| counters.iter().for_each(|counter| counter.set(0)));
     for table in old.tables {
         // SAFETY: `table()` allocated this, and the execution that used it is over.
         unsafe { dealloc(table.bytes.start as *mut u8, table.layout) };
@@ -208,11 +209,26 @@ pub(crate) fn store(address: usize, value: u64, order: Ordering) {
     word(address).store(value, weakened(order));
 }
 
+thread_local! {
+    /// Counters that only add up: NR_FILE_PINNED and WB_PINNED. No words of loom's, because no order
+    /// in which they change means anything.
+    static COUNTERS: [Cell<i64>; 2] = const { [Cell::new(0), Cell::new(0)] };
+}
+
+fn count(item: usize, n: i64) {
+    COUNTERS.with(|counters| counters[item].set(counters[item].get() + n));
+}
+
+/// The counters, when nothing runs.
+pub(crate) fn counters() -> [i64; 2] {
+    COUNTERS.with(|counters| counters.each_ref().map(Cell::get))
+}
+
 /// Words of the C functions.
 mod c {
     use loom::sync::atomic::fence;
 
-    use super::{fetch_add, fetch_and, fetch_or, load, Ordering};
+    use super::{cmpxchg, count, fetch_and, fetch_or, load, Ordering};
 
     #[no_mangle]
     extern "C-unwind" fn model_read_once(word: *const u64) -> u64 {
@@ -235,12 +251,30 @@ mod c {
     }
 
     #[no_mangle]
-    extern "C-unwind" fn model_add_relaxed(word: *mut u64, n: u64) -> u64 {
-        fetch_add(word.addr(), n, Ordering::Relaxed)
+    unsafe extern "C-unwind" fn model_try_cmpxchg(
+        word: *mut u64,
+        old: *mut u64,
+        new: u64,
+        release: bool,
+    ) -> bool {
+        let order = match release {
+            true => Ordering::Release,
+            false => Ordering::Relaxed,
+        };
+        // SAFETY: It is a local variable of the caller's.
+        let old = unsafe { &mut *old };
+
+        match cmpxchg(word.addr(), *old, new, order, false) {
+            Ok(_) => true,
+            Err(current) => {
+                *old = current;
+                false
+            }
+        }
     }
 
     #[no_mangle]
-    extern "C-unwind" fn model_add_release(word: *mut u64, n: u64) -> u64 {
-        fetch_add(word.addr(), n, Ordering::Release)
+    extern "C-unwind" fn model_count(item: i32, n: i64) {
+        count(item as usize, n);
     }
 }

@@ -81,17 +81,29 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
                 "with keep-dirty after the copy",
                 &["I1"],
             ),
+            step(
+                Knockout::NoExempt,
+                "counted against the dirty limits",
+                &["I5"],
+            ),
         ],
         preemptions: None,
     },
     Scenario {
         name: "protocol: the last unpin races with keep-dirty",
         run: last_unpin,
-        breaks: &[Break {
-            without: Without::Memory(Weakness::Orderings),
-            name: "without release and acquire of the count",
-            says: &["I2", "I4"],
-        }],
+        breaks: &[
+            Break {
+                without: Without::Memory(Weakness::Orderings),
+                name: "without release and acquire of the count",
+                says: &["I2", "I4"],
+            },
+            Break {
+                without: Without::Memory(Weakness::CompareExchange),
+                name: "with entries that are not atomic",
+                says: &["I5", "I7"],
+            },
+        ],
         preemptions: None,
     },
     Scenario {
@@ -213,6 +225,7 @@ fn never_clean() {
     world.check_dirty(0);
     join(sync);
     world.check_dirty(0);
+    world.check_count(0, 1);
 }
 
 fn last_unpin() {

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A frozen filesystem is not written to, whatever devices write to memory, and can be thawed.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{bail, Context as _, Result};
+
+use super::common::{Pinned, Sysctl, MIB};
+use crate::context::Context;
+use crate::device::{while_writing, Kind};
+use crate::diag;
+use crate::fs::while_frozen;
+use crate::tap::{Invariant, Test};
+
+use Invariant::{I3, I4};
+
+pub const TESTS: &[Test] = &[
+    // Elsewhere the flusher would need a transaction, and thawing would wait for it.
+    Test::new("frozen.disk", disk)
+        .proves(&[I3])
+        .without_on("ext4", "no_freeze"),
+    Test::new("frozen.fsync", fsync).proves(&[I4]),
+];
+
+const LEN: u64 = MIB;
+
+/// Sectors that were written to a disk since boot.
+fn sectors_written(disk: &Path) -> Result<u64> {
+    let name = disk.file_name().context("a disk without a name")?;
+    let path = Path::new("/sys/class/block").join(name).join("stat");
+    fs::read_to_string(path)?
+        .split_whitespace()
+        .nth(6)
+        .context("too few fields")?
+        .parse()
+        .context("not a number")
+}
+
+/// Neither the flusher nor sync(2) writes what is pinned.
+fn disk(context: &Context) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    pinned.write(0)?;
+    pinned.file.sync_all()?;
+    let _expire = Sysctl::set("vm/dirty_expire_centisecs", "10")?;
+    let _wake = Sysctl::set("vm/dirty_writeback_centisecs", "10")?;
+    let (stamp, range) = (pinned.stamp, pinned.range.clone());
+    let (written, last) = while_writing(&mut *pinned.device, stamp, range, || {
+        while_frozen(&context.root(), || {
+            let before = sectors_written(context.device())?;
+            for _ in 0..10 {
+                // SAFETY: sync has no arguments.
+                unsafe { libc::sync() };
+                thread::sleep(Duration::from_millis(100));
+            }
+            anyhow::Ok(sectors_written(context.device())? - before)
+        })?
+    })?;
+    if written > 0 {
+        bail!("{written} sectors were written while the filesystem was frozen");
+    }
+    pinned.file.sync_all()?;
+    pinned.expect_on_disk(context, last)
+}
+
+/// fsync(2) waits for the thaw, and then does what it is for.
+fn fsync(context: &Context) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+    let (file, device) = (&pinned.file, &mut pinned.device);
+    let (stamp, range) = (pinned.stamp.round(2), pinned.range.clone());
+    let returned = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let (early, syncer) = while_frozen(&context.root(), || -> Result<_> {
+            device.write(stamp, range)?;
+            let syncer = scope.spawn(|| {
+                let synced = file.sync_all();
+                returned.store(true, Ordering::Release);
+                synced
+            });
+            thread::sleep(Duration::from_millis(500));
+            Ok((returned.load(Ordering::Acquire), syncer))
+        })??;
+        diag!("fsync returned early: {early}");
+        if early {
+            bail!("fsync returned, and the filesystem was frozen");
+        }
+        syncer.join().expect("the thread panics nowhere")?;
+        Ok(())
+    })?;
+    pinned.expect_on_disk(context, 2)
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pinned pages stay dirty, and that must be nobody else's trouble: dirty limits and flusher.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Result};
+
+use super::common::{wait_until, Flush, Pinned, Sysctl, KIB, MIB};
+use crate::cgroup::Cgroup;
+use crate::context::{create, Context};
+use crate::device::Kind;
+use crate::diag;
+use crate::holder::{Holder, Orders};
+use crate::ledger::{self, Stats};
+use crate::stamp::Stamp;
+use crate::tap::{Invariant, Test};
+use crate::vmstat;
+
+use Invariant::I5;
+
+pub const TESTS: &[Test] = &[
+    Test::new("limits.counted_uring", |c| counted(c, Kind::Uring))
+        .proves(&[I5])
+        .without("no_exempt"),
+    Test::new("limits.counted_verbs", |c| counted(c, Kind::Verbs)).proves(&[I5]),
+    Test::new("limits.cgroup", cgroup)
+        .proves(&[I5])
+        .without("no_exempt"),
+    Test::new("limits.writer", writer)
+        .proves(&[I5])
+        .without("no_exempt"),
+    Test::new("limits.background", background)
+        .proves(&[I5])
+        .without("no_exempt"),
+    Test::new("limits.unpinned", unpinned).proves(&[I5]),
+    Test::new("limits.sync_once", sync_once),
+    Test::new("limits.interval", interval),
+];
+
+const LEN: u64 = 8 * MIB;
+const PAGE: u64 = 4 * KIB;
+/// What the counters of the devices may be wrong by.
+const BLUR: u64 = MIB;
+
+/// Fails unless so many bytes are counted as pinned.
+fn expect_pinned(bytes: u64, when: &str) -> Result<()> {
+    let pages = vmstat::number(vmstat::PINNED)?;
+    if pages != bytes / PAGE {
+        bail!(
+            "{when}: {} is {pages}, not {}",
+            vmstat::PINNED,
+            bytes / PAGE
+        );
+    }
+    let shown = vmstat::memory("FilePinned")?;
+    if shown != bytes {
+        bail!("{when}: FilePinned is {shown} bytes, not {bytes}");
+    }
+    Ok(())
+}
+
+/// Fails unless so many bytes are counted as pinned on the devices.
+fn expect_on_devices(bytes: u64, when: &str) -> Result<()> {
+    let shown = vmstat::devices("BdiPinned")?;
+    if shown.abs_diff(bytes) > BLUR {
+        bail!("{when}: BdiPinned is {shown} bytes, not {bytes}");
+    }
+    Ok(())
+}
+
+/// The counters follow pins, writeback and truncation.
+fn counted(context: &Context, kind: Kind) -> Result<()> {
+    expect_pinned(0, "before")?;
+    let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
+    expect_pinned(LEN, "pinned")?;
+    expect_on_devices(LEN, "pinned")?;
+    for (round, flush) in (1..).zip(Flush::ALL) {
+        pinned.write(round)?;
+        flush.call(&pinned.file, &pinned.map)?;
+        expect_pinned(LEN, &format!("after {flush:?}"))?;
+    }
+    expect_on_devices(LEN, "written back")?;
+
+    let second = kind.attach(&pinned.map, 0..LEN / 2)?;
+    expect_pinned(LEN, "pinned twice")?;
+    second.unpin()?;
+    expect_pinned(LEN, "with one pin less")?;
+
+    pinned.file.set_len(LEN / 2)?;
+    expect_pinned(LEN / 2, "truncated")?;
+    expect_on_devices(LEN / 2, "truncated")?;
+
+    let Pinned {
+        device, map, file, ..
+    } = pinned;
+    device.unpin()?;
+    expect_pinned(0, "unpinned")?;
+    file.sync_all()?;
+    expect_on_devices(0, "unpinned and clean")?;
+    drop(map);
+    Ok(())
+}
+
+/// A control group shows what its processes have pinned.
+fn cgroup(context: &Context) -> Result<()> {
+    let group = Cgroup::new("pinwb-limits", 128 * MIB)?;
+    let shown = || group.number("memory.stat", "file_pinned");
+    drop(context.sparse("file", LEN)?);
+    let orders = Orders::new(Kind::Uring, &context.path("file")).write(Stamp::fresh());
+    let mut holder = Holder::start(group.confine(&mut orders.command()))?;
+    if shown()? != LEN {
+        bail!("file_pinned is {} bytes, not {LEN}", shown()?);
+    }
+    holder.kill();
+    ledger::wait_until_empty(10)?;
+    match shown()? {
+        0 => Ok(()),
+        left => bail!("file_pinned is {left} bytes with no pins left"),
+    }
+}
+
+/// Dirty limits in bytes, until dropped. Zero is not among the values that they take, so the ratios that
+/// were in force before are what is set in the end.
+struct DirtyLimits([(&'static str, String); 2]);
+
+impl DirtyLimits {
+    fn set(background: u64, limit: u64) -> Result<Self> {
+        let ratio = |name| anyhow::Ok((name, fs::read_to_string(sysctl(name))?));
+        let before = Self([ratio("dirty_background_ratio")?, ratio("dirty_ratio")?]);
+        fs::write(sysctl("dirty_background_bytes"), background.to_string())?;
+        fs::write(sysctl("dirty_bytes"), limit.to_string())?;
+        Ok(before)
+    }
+}
+
+impl Drop for DirtyLimits {
+    fn drop(&mut self) {
+        for (name, value) in &self.0 {
+            let _ = fs::write(sysctl(name), value);
+        }
+    }
+}
+
+fn sysctl(name: &str) -> String {
+    format!("/proc/sys/vm/{name}")
+}
+
+/// A filesystem with more pinned memory than may be dirty.
+fn over_the_limit(context: &Context, background: u64) -> Result<(Pinned, DirtyLimits)> {
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", 64 * MIB)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+    Ok((pinned, DirtyLimits::set(background, 32 * MIB)?))
+}
+
+fn write_other(path: &Path, bytes: u64) -> Result<File> {
+    let stamp = Stamp::fresh();
+    let file = create(path)?;
+    for offset in (0..bytes).step_by(MIB as usize) {
+        file.write_all_at(&stamp.bytes(offset, MIB as usize), offset)?;
+    }
+    Ok(file)
+}
+
+/// Who writes little beside much that is pinned is far from the limits: nothing is written for it.
+fn writer(context: &Context) -> Result<()> {
+    let (pinned, _limits) = over_the_limit(context, 16 * MIB)?;
+    let before = vmstat::number("nr_written")?;
+    let written = || anyhow::Ok((vmstat::number("nr_written")? - before) * PAGE);
+    let path = context.path("other");
+    let writer = thread::spawn(move || {
+        let start = Instant::now();
+        write_other(&path, 8 * MIB)?;
+        anyhow::Ok(start.elapsed())
+    });
+    // It may take minutes if it is throttled; what is written for it is seen at once.
+    while !writer.is_finished() && written()? < 4 * MIB {
+        thread::sleep(Duration::from_millis(50));
+    }
+    // The flusher would be at it by now.
+    thread::sleep(Duration::from_millis(500));
+    let bytes = written()?;
+    if bytes >= 4 * MIB {
+        bail!("{bytes} bytes were written back: pinned pages count against the dirty limits");
+    }
+    match writer.join() {
+        Ok(took) => diag!("8 MiB written in {:?}, {bytes} bytes written back", took?),
+        Err(_) => bail!("the writer panicked"),
+    }
+    drop(pinned);
+    Ok(())
+}
+
+/// The flusher in the background cleans what it can, and leaves alone what stays dirty anyway.
+fn background(context: &Context) -> Result<()> {
+    let (pinned, _limits) = over_the_limit(context, MIB)?;
+    let dirty = || -> Result<u64> {
+        let pinned = vmstat::number(vmstat::PINNED)?;
+        Ok(vmstat::number("nr_dirty")?.saturating_sub(pinned) * PAGE)
+    };
+    let before = Stats::read()?.get("bounced_bytes");
+    let other = write_other(&context.path("other"), 8 * MIB)?;
+    let cleaned = wait_until(Duration::from_secs(20), || Ok(dirty()? <= 2 * MIB))?;
+    let bounced = Stats::read()?.get("bounced_bytes") - before;
+    if bounced > 0 {
+        bail!("{bounced} bytes of pinned pages were written for those that are not");
+    }
+    if !cleaned {
+        bail!("{} bytes are left dirty in the background", dirty()?);
+    }
+    drop((other, pinned));
+    Ok(())
+}
+
+/// What was pinned counts like all other dirty memory, however it was written meanwhile.
+fn unpinned(context: &Context) -> Result<()> {
+    let (pinned, _limits) = over_the_limit(context, 16 * MIB)?;
+    let before = vmstat::number("nr_written")?;
+    let Pinned {
+        device, map, file, ..
+    } = pinned;
+    device.unpin()?;
+    expect_pinned(0, "unpinned")?;
+    // It is over the limits now, and the next writer finds that.
+    let other = write_other(&context.path("other"), 8 * MIB)?;
+    let written =
+        || -> Result<bool> { Ok((vmstat::number("nr_written")? - before) * PAGE >= 48 * MIB) };
+    if !wait_until(Duration::from_secs(20), written)? {
+        bail!("dirty pages that were pinned are not written in the background");
+    }
+    drop((other, map, file));
+    Ok(())
+}
+
+/// sync(2) has the flusher begin, and then writes all: pinned pages once.
+fn sync_once(context: &Context) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+    for (round, flush) in [(2, Flush::Sync), (3, Flush::Syncfs)] {
+        pinned.write(round)?;
+        let before = Stats::read()?.get("bounced_bytes");
+        flush.call(&pinned.file, &pinned.map)?;
+        let bounced = Stats::read()?.get("bounced_bytes") - before;
+        if bounced != LEN {
+            bail!("{flush:?} wrote {bounced} bytes of {LEN} that are pinned");
+        }
+        pinned.expect_on_disk(context, round)?;
+    }
+    Ok(())
+}
+
+/// Pins that nothing happens to are written once in each interval, and not all the time.
+fn interval(context: &Context) -> Result<()> {
+    const EXPIRE: Duration = Duration::from_secs(2);
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+    let _expire = Sysctl::set("vm/dirty_expire_centisecs", "200")?;
+    let _wake = Sysctl::set("vm/dirty_writeback_centisecs", "20")?;
+    let before = Stats::read()?.get("bounced_bytes");
+    let start = Instant::now();
+    thread::sleep(EXPIRE * 4);
+    let bounced = Stats::read()?.get("bounced_bytes") - before;
+    let intervals = start.elapsed().as_secs() / EXPIRE.as_secs();
+    diag!("{bounced} bytes written in {intervals} intervals");
+    // The first is already over, and the last may just be.
+    if bounced > (intervals + 1) * LEN {
+        bail!("{bounced} bytes written in {intervals} intervals, of {LEN} that are pinned");
+    }
+    if bounced < LEN {
+        bail!("only {bounced} bytes written in {intervals} intervals");
+    }
+    Ok(())
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How fast a process writes to files while most of the memory is pinned, and dirty for that: on the same
+//! filesystem and on another one, beside no pins, pins, and pins that count against the dirty limits.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{ensure, Context as _, Result};
+use serde_json::json;
+
+use crate::context::{create, Context};
+use crate::device::{Dma, Kind};
+use crate::diag;
+use crate::disk;
+use crate::fs as filesystem;
+use crate::layer::Layer;
+use crate::ledger::{self, Switch};
+use crate::map::Mapping;
+use crate::mounted::on_new_filesystem;
+use crate::options::Options;
+use crate::stamp::Stamp;
+use crate::vmstat;
+
+/// What to measure.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Write so many MiB each time
+    #[arg(long, default_value_t = 200)]
+    mebibytes: usize,
+    /// Pin so many percent of the memory
+    #[arg(long, default_value_t = 60)]
+    percent: u64,
+    /// Measure each so many times, by turns
+    #[arg(long, default_value_t = 7)]
+    rounds: u32,
+}
+
+/// What goes on beside the writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    Pins,
+    /// Without the exemption from the dirty limits.
+    CountedPins,
+}
+
+impl Beside {
+    fn name(self) -> &'static str {
+        match self {
+            Beside::Nothing => "no pins",
+            Beside::Pins => "pins",
+            Beside::CountedPins => "pins, no_exempt",
+        }
+    }
+}
+
+const MIB: usize = 1 << 20;
+
+/// Another filesystem of the same kind, on the second disk.
+struct Other(PathBuf);
+
+impl Other {
+    fn new(options: &Options, size: u64) -> Result<Self> {
+        let device = disk::by_serial("pinwb-disk1").context("there is no second disk")?;
+        let directory = options.work.join("other");
+        fs::create_dir_all(&directory)?;
+        let kind = filesystem::by_name(&options.fs)?;
+        filesystem::run(&mut kind.mkfs(&device, size, &[]))?;
+        filesystem::mount(&device, &directory, kind.name(), kind.mount_options())?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        filesystem::detach(&self.0);
+    }
+}
+
+/// Prints a line of JSON for each time measured: where, beside what, seconds.
+pub fn run(arguments: &Arguments, options: &Options) -> Result<()> {
+    on_new_filesystem(options, Layer::Disk, ["", ""], |context| {
+        let other = Other::new(options, context.size())?;
+        measure(arguments, context, &other.0)
+    })
+}
+
+fn measure(arguments: &Arguments, context: &Context, other: &Path) -> Result<()> {
+    let pinned = vmstat::memory("MemTotal")? / 100 * arguments.percent;
+    let pinned = pinned / MIB as u64 * MIB as u64;
+    diag!("{} MiB are pinned", pinned / MIB as u64);
+    let mut sides = vec![Beside::Nothing, Beside::Pins];
+    for round in 0..arguments.rounds {
+        // What takes minutes need not be repeated so often.
+        if round == arguments.rounds / 2 {
+            sides.push(Beside::CountedPins);
+        }
+        for &beside in &sides {
+            let _pins = (beside != Beside::Nothing)
+                .then(|| Pins::take(context, pinned, beside))
+                .transpose()?;
+            for (place, directory) in [("same", context.root()), ("other", other.to_owned())] {
+                let seconds = write(&directory.join("written"), arguments.mebibytes)?;
+                let line = json!({"place": place, "beside": beside.name(), "seconds": seconds});
+                println!("{line}");
+            }
+        }
+        sides.truncate(2);
+    }
+    Ok(())
+}
+
+/// A file that a device may write to.
+struct Pins {
+    device: Option<Box<dyn Dma>>,
+    _counted: Option<Switch>,
+}
+
+impl Pins {
+    fn take(context: &Context, len: u64, beside: Beside) -> Result<Self> {
+        let counted = (beside == Beside::CountedPins)
+            .then(|| Switch::knock_out("no_exempt"))
+            .transpose()?;
+        let file = context.sparse("pinned", len)?;
+        let map = Mapping::shared(&file, 0, len as usize)?;
+        // Dirty by being pinned; what the device would write takes memory of its own.
+        let device = Kind::Uring.attach(&map, 0..len)?;
+        file.sync_all()?;
+        let exempt = vmstat::number(vmstat::PINNED)? << 12;
+        let expected = if counted.is_some() { 0 } else { len };
+        ensure!(
+            exempt == expected,
+            "{exempt} bytes are exempt, not {expected}"
+        );
+        Ok(Self {
+            device: Some(device),
+            _counted: counted,
+        })
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Some(device) = self.device.take() {
+            if let Err(error) = device.unpin().and_then(|()| ledger::wait_until_empty(10)) {
+                diag!("{error:#}");
+            }
+        }
+    }
+}
+
+/// The seconds that writing a new file takes. Nothing is dirty before, but for pins.
+fn write(path: &Path, mebibytes: usize) -> Result<f64> {
+    // SAFETY: sync has no arguments.
+    unsafe { libc::sync() };
+    let chunk = Stamp::fresh().bytes(0, MIB);
+    let file: File = create(path)?;
+    let start = Instant::now();
+    for nth in 0..mebibytes {
+        file.write_all_at(&chunk, (nth * MIB) as u64)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    fs::remove_file(path)?;
+    Ok(seconds)
+}
