@@ -59,8 +59,8 @@ struct pinwb_run {
 
 #define PINWB_LEAF_ENTRIES	512
 #define PINWB_MAX_COUNT		0xffffffffU
-#define PINWB_IN_NODE		(1ULL << 32)
-#define PINWB_IN_WB		(1ULL << 33)
+#define PINWB_IN_NODE		0x100000000ULL
+#define PINWB_IN_WB		0x200000000ULL
 #define PINWB_EXEMPT		(PINWB_IN_NODE | PINWB_IN_WB)
 #define PINWB_OWNER_SHIFT	34
 #define PAGE_SHIFT		12
@@ -91,8 +91,8 @@ enum { NR_FILE_PINNED, WB_PINNED };
 
 #define PageCompound(page)	((void)(page), false)
 #define folio_nr_pages(folio)	((void)(folio), 1L)
-#define trace_pinwb_pin(folio, pins)	((void)(folio))
-#define trace_pinwb_unpin(folio, pins)	((void)(folio))
+#define trace_pinwb_pin(folio, pins)	((void)(folio), (void)(pins))
+#define trace_pinwb_unpin(folio, pins)	((void)(folio), (void)(pins))
 
 /* One node, one memcg, one bdi_writeback that is not switched. */
 #define folio_pgdat(folio)	((void)(folio), 0)
