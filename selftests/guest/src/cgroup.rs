@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::fs as filesystem;
 use crate::tap::skip;
+use crate::vmstat;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -59,12 +60,8 @@ impl Cgroup {
 
     /// A number that the group's memory controller tells in `memory.stat` or `memory.events`.
     pub fn number(&self, file: &str, name: &str) -> Result<u64> {
-        let text = fs::read_to_string(self.path.join(file))?;
-        text.lines()
-            .filter_map(|line| line.split_once(' '))
-            .find(|(found, _)| *found == name)
-            .with_context(|| format!("no {name} in {file}"))?
-            .1
+        vmstat::field(&fs::read_to_string(self.path.join(file))?, ' ', name)
+            .context(file.to_owned())?
             .parse()
             .context("not a number")
     }

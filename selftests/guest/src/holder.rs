@@ -15,6 +15,7 @@ use clap::Args;
 use crate::device::Kind;
 use crate::map::Mapping;
 use crate::stamp::Stamp;
+use crate::vmstat;
 
 /// What the process is told.
 #[derive(Args, Clone, Debug)]
@@ -120,12 +121,7 @@ impl Holder {
     /// Bytes of files in its page tables.
     pub fn mapped_file_bytes(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssFile:"));
-        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        let kilobytes: u64 = kilobytes.context("no RssFile in kB")?.trim().parse()?;
-        Ok(kilobytes << 10)
+        vmstat::kilobytes(&status, "RssFile")
     }
 
     fn signal(&self, signal: libc::c_int) -> Result<()> {

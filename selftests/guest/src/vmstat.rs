@@ -3,10 +3,11 @@
 //! What the kernel counts of dirty memory, machine-wide and for each device.
 
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{ensure, Context, Result};
+
+use crate::tests::common::wait_until;
 
 /// Pages that are pinned and dirty, and so exempt from the dirty limits.
 pub const PINNED: &str = "nr_file_pinned";
@@ -14,12 +15,7 @@ pub const PINNED: &str = "nr_file_pinned";
 /// A counter of `/proc/vmstat`, with what the CPUs have not added to it yet.
 pub fn number(name: &str) -> Result<u64> {
     fs::write("/proc/sys/vm/stat_refresh", "1").context("vm.stat_refresh")?;
-    fs::read_to_string("/proc/vmstat")?
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .find(|(found, _)| *found == name)
-        .with_context(|| format!("/proc/vmstat has no {name}"))?
-        .1
+    field(&fs::read_to_string("/proc/vmstat")?, ' ', name)?
         .parse()
         .context("not a number")
 }
@@ -42,15 +38,18 @@ pub fn devices(name: &str) -> Result<u64> {
     Ok(sum)
 }
 
-fn kilobytes(text: &str, name: &str) -> Result<u64> {
-    let value = text
-        .lines()
-        .filter_map(|line| line.split_once(':'))
+/// The value behind a name, of lines that have one each.
+pub fn field<'a>(text: &'a str, separator: char, name: &str) -> Result<&'a str> {
+    text.lines()
+        .filter_map(|line| line.split_once(separator))
         .find(|(found, _)| *found == name)
-        .with_context(|| format!("there is no {name}"))?
-        .1;
-    let number = value
-        .trim()
+        .map(|(_, value)| value.trim())
+        .with_context(|| format!("there is no {name}"))
+}
+
+/// A line with a number of kB, in bytes.
+pub fn kilobytes(text: &str, name: &str) -> Result<u64> {
+    let number = field(text, ':', name)?
         .strip_suffix("kB")
         .with_context(|| format!("{name} is not in kB"))?;
     Ok(number.trim().parse::<u64>()? << 10)
@@ -58,17 +57,13 @@ fn kilobytes(text: &str, name: &str) -> Result<u64> {
 
 /// Waits until no page is counted as pinned any more; some owners release theirs from a work queue.
 pub fn wait_until_unpinned(limit: Duration) -> Result<()> {
-    let end = Instant::now() + limit;
-    loop {
-        let left = number(PINNED)?;
-        if left == 0 {
-            return Ok(());
-        }
-        if Instant::now() >= end {
-            bail!("{PINNED} is {left} with no pins left");
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    let mut left = 0;
+    let unpinned = wait_until(limit, || {
+        left = number(PINNED)?;
+        Ok(left == 0)
+    })?;
+    ensure!(unpinned, "{PINNED} is {left} with no pins left");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -139,9 +139,16 @@ pub struct Sysctl {
 
 impl Sysctl {
     pub fn set(name: &str, value: &str) -> Result<Self> {
-        let path = Path::new("/proc/sys").join(name);
+        Self::set_another(name, name, value)
+    }
+
+    /// Sets `name`, which is set back by setting `kept` to what it was: one says in bytes what the other
+    /// says in percent.
+    pub fn set_another(kept: &str, name: &str, value: &str) -> Result<Self> {
+        let directory = Path::new("/proc/sys");
+        let path = directory.join(kept);
         let before = fs::read_to_string(&path)?;
-        fs::write(&path, value).with_context(|| format!("cannot set {name}"))?;
+        fs::write(directory.join(name), value).with_context(|| format!("cannot set {name}"))?;
         Ok(Self { path, before })
     }
 }

@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{Pinned, Sysctl, MIB};
+use super::common::{Flush, Pinned, Sysctl, MIB};
 use crate::context::Context;
 use crate::device::{while_writing, Kind};
-use crate::diag;
 use crate::fs::while_frozen;
 use crate::tap::{Invariant, Test};
 
@@ -53,8 +52,7 @@ fn disk(context: &Context) -> Result<()> {
         while_frozen(&context.root(), || {
             let before = sectors_written(context.device())?;
             for _ in 0..10 {
-                // SAFETY: sync has no arguments.
-                unsafe { libc::sync() };
+                Flush::Sync.call(&pinned.file, &pinned.map)?;
                 thread::sleep(Duration::from_millis(100));
             }
             anyhow::Ok(sectors_written(context.device())? - before)
@@ -86,7 +84,6 @@ fn fsync(context: &Context) -> Result<()> {
             thread::sleep(Duration::from_millis(500));
             Ok((returned.load(Ordering::Acquire), syncer))
         })??;
-        diag!("fsync returned early: {early}");
         if early {
             bail!("fsync returned, and the filesystem was frozen");
         }

@@ -2,7 +2,7 @@
 
 //! Pinned pages stay dirty, and that must be nobody else's trouble: dirty limits and flusher.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
@@ -128,38 +128,23 @@ fn cgroup(context: &Context) -> Result<()> {
     }
 }
 
-/// Dirty limits in bytes, until dropped. Zero is not among the values that they take, so the ratios that
-/// were in force before are what is set in the end.
-struct DirtyLimits([(&'static str, String); 2]);
-
-impl DirtyLimits {
-    fn set(background: u64, limit: u64) -> Result<Self> {
-        let ratio = |name| anyhow::Ok((name, fs::read_to_string(sysctl(name))?));
-        let before = Self([ratio("dirty_background_ratio")?, ratio("dirty_ratio")?]);
-        fs::write(sysctl("dirty_background_bytes"), background.to_string())?;
-        fs::write(sysctl("dirty_bytes"), limit.to_string())?;
-        Ok(before)
-    }
-}
-
-impl Drop for DirtyLimits {
-    fn drop(&mut self) {
-        for (name, value) in &self.0 {
-            let _ = fs::write(sysctl(name), value);
-        }
-    }
-}
-
-fn sysctl(name: &str) -> String {
-    format!("/proc/sys/vm/{name}")
+/// Sets a dirty limit in bytes. Zero is not among the values that it takes: the ratio that was in force is
+/// what sets it back.
+fn dirty_limit(name: &str, bytes: u64) -> Result<Sysctl> {
+    let [ratio, limit] = ["ratio", "bytes"].map(|unit| format!("vm/{name}_{unit}"));
+    Sysctl::set_another(&ratio, &limit, &bytes.to_string())
 }
 
 /// More pinned memory than is dirty before the flusher begins, or than may be dirty at all.
-fn over_the_limit(context: &Context, background: u64, limit: u64) -> Result<(Pinned, DirtyLimits)> {
+fn over_the_limit(context: &Context, background: u64, limit: u64) -> Result<(Pinned, [Sysctl; 2])> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", 64 * MIB)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
-    Ok((pinned, DirtyLimits::set(background, limit)?))
+    let limits = [
+        dirty_limit("dirty_background", background)?,
+        dirty_limit("dirty", limit)?,
+    ];
+    Ok((pinned, limits))
 }
 
 fn write_other(path: &Path, bytes: u64) -> Result<File> {

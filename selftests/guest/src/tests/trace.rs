@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{expect_refused, start_writeback, Pinned, KIB, MIB};
+use super::common::{expect_refused, Pinned, KIB, MIB};
 use crate::context::Context;
 use crate::device::Kind;
 use crate::map::Mapping;
@@ -135,7 +135,6 @@ fn life_of_a_pin(context: &Context, kind: Kind) -> Result<()> {
     events.expect("orphan", "pins", LEN / PAGE / 2)?;
     events.expect("unpin", "pins", 0)?;
 
-    start_writeback(&pinned.file)?;
     let Pinned { device, file, .. } = pinned;
     device.unpin()?;
     // What has left its file has no inode any more.
