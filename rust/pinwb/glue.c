@@ -205,7 +205,6 @@ static bool pinwb_forget_one(atomic64_t *entry, u64 *cleared)
 struct pinwb_run {
 	struct folio *folio;
 	long in_node;
-	long in_wb;
 };
 
 static void pinwb_run_flush(struct pinwb_run *run)
@@ -242,20 +241,23 @@ static bool pinwb_folio_ready(const struct folio *folio,
 	       mapping->host->i_blkbits >= PAGE_SHIFT;
 }
 
-/* Locks the folio of a small page if it needs nothing but to be counted. */
-static bool pinwb_lock_ready(struct page *page,
-			     const struct address_space *mapping,
-			     const struct pinwb_leaf *leaf)
+/*
+ * Locks the folio of a small page if it needs nothing but to be counted. Returns
+ * its entry then.
+ */
+static atomic64_t *pinwb_lock_ready(struct page *page,
+				    const struct address_space *mapping,
+				    const struct pinwb_leaf *leaf)
 {
 	struct folio *folio = (struct folio *)page;
+	atomic64_t *entry = pinwb_leaf_entry(leaf, page);
 
-	if (PageCompound(page) || !pinwb_leaf_entry(leaf, page) ||
-	    !folio_trylock(folio))
-		return false;
+	if (PageCompound(page) || !entry || !folio_trylock(folio))
+		return NULL;
 	if (pinwb_folio_ready(folio, mapping))
-		return true;
+		return entry;
 	folio_unlock(folio);
-	return false;
+	return NULL;
 }
 
 /**
@@ -278,12 +280,15 @@ unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
 	struct wb_lock_cookie cookie = {};
 	struct pinwb_run run = {};
 	struct bdi_writeback *wb;
+	atomic64_t *entry;
 	unsigned long i;
+	long in_wb = 0;
 	bool done;
 	u64 set;
 
 	/* The first folio stays locked, and by that the inode and its wb stay */
-	if (!nr_pages || !pinwb_lock_ready(pages[0], mapping, leaf))
+	entry = nr_pages ? pinwb_lock_ready(pages[0], mapping, leaf) : NULL;
+	if (!entry)
 		return 0;
 
 	rcu_read_lock();
@@ -291,23 +296,24 @@ unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
 	for (i = 0; i < nr_pages; i++) {
 		struct folio *folio = (struct folio *)pages[i];
 
-		if (i && !pinwb_lock_ready(pages[i], mapping, leaf))
+		if (i)
+			entry = pinwb_lock_ready(pages[i], mapping, leaf);
+		if (!entry)
 			break;
-		done = pinwb_count_one(pinwb_leaf_entry(leaf, pages[i]), exempt,
-				       owner, &set);
+		done = pinwb_count_one(entry, exempt, owner, &set);
 		if (done)
 			trace_pinwb_pin(folio, 1);
 		if (done && (set & PINWB_IN_NODE))
 			pinwb_run_add(&run, folio, 1);
 		if (done && (set & PINWB_IN_WB))
-			run.in_wb++;
+			in_wb++;
 		if (i)
 			folio_unlock(folio);
 		if (!done)
 			break;
 	}
 	pinwb_run_flush(&run);
-	wb_stat_mod(wb, WB_PINNED, run.in_wb);
+	wb_stat_mod(wb, WB_PINNED, in_wb);
 	unlocked_inode_to_wb_end(mapping->host, &cookie);
 	rcu_read_unlock();
 	folio_unlock((struct folio *)pages[0]);
@@ -412,6 +418,16 @@ void pinwb_redirty_folio(struct folio *folio)
 	pinwb_account_exempt(folio);
 }
 
+/* Counts a folio, or takes it off, where the bits of its entry that changed say. */
+static void pinwb_account(struct folio *folio, struct bdi_writeback *wb,
+			  u64 bits, long nr)
+{
+	if (bits & PINWB_IN_NODE)
+		lruvec_stat_mod_folio(folio, NR_FILE_PINNED, nr);
+	if (bits & PINWB_IN_WB)
+		wb_stat_mod(wb, WB_PINNED, nr);
+}
+
 /**
  * pinwb_account_exempt - don't count a folio against the dirty limits
  * @folio: dirty and in its mapping, and kept so by the folio lock or by
@@ -421,17 +437,11 @@ void pinwb_account_exempt(struct folio *folio)
 {
 	struct inode *inode = folio->mapping->host;
 	struct wb_lock_cookie cookie = {};
-	long nr = folio_nr_pages(folio);
 	struct bdi_writeback *wb;
-	u64 set;
 
 	/* Who switches the inode to another wb either waits, or sees the bits */
 	wb = unlocked_inode_to_wb_begin(inode, &cookie);
-	set = pinwb_set_exempt(folio);
-	if (set & PINWB_IN_NODE)
-		lruvec_stat_mod_folio(folio, NR_FILE_PINNED, nr);
-	if (set & PINWB_IN_WB)
-		wb_stat_mod(wb, WB_PINNED, nr);
+	pinwb_account(folio, wb, pinwb_set_exempt(folio), folio_nr_pages(folio));
 	unlocked_inode_to_wb_end(inode, &cookie);
 }
 
@@ -448,13 +458,8 @@ void pinwb_account_unpinned(struct folio *folio)
 
 void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb)
 {
-	long nr = folio_nr_pages(folio);
-	u64 cleared = pinwb_clear_exempt(folio);
-
-	if (cleared & PINWB_IN_NODE)
-		lruvec_stat_mod_folio(folio, NR_FILE_PINNED, -nr);
-	if (cleared & PINWB_IN_WB)
-		wb_stat_mod(wb, WB_PINNED, -nr);
+	pinwb_account(folio, wb, pinwb_clear_exempt(folio),
+		      -folio_nr_pages(folio));
 }
 
 void __pinwb_account_moved(struct folio *folio, struct address_space *mapping)

@@ -37,6 +37,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
             "pinwb_lock_ready",
             "pinwb_admit_ready",
             "pinwb_forget_ready",
+            "pinwb_account",
             "pinwb_account_exempt",
             "pinwb_account_unpinned",
             "__pinwb_account_cleaned",

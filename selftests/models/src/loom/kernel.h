@@ -54,7 +54,6 @@ struct pinwb_leaf {
 struct pinwb_run {
 	struct folio *folio;
 	long in_node;
-	long in_wb;
 };
 
 #define PINWB_LEAF_ENTRIES	512
@@ -130,8 +129,9 @@ bool pinwb_count_one(atomic64_t *entry, u64 exempt, u64 owner, u64 *set);
 bool pinwb_forget_one(atomic64_t *entry, u64 *cleared);
 void pinwb_run_flush(struct pinwb_run *run);
 void pinwb_run_add(struct pinwb_run *run, struct folio *folio, long nr);
-bool pinwb_lock_ready(struct page *page, const struct address_space *mapping,
-		      const struct pinwb_leaf *leaf);
+atomic64_t *pinwb_lock_ready(struct page *page, const struct address_space *mapping,
+			     const struct pinwb_leaf *leaf);
+void pinwb_account(struct folio *folio, struct bdi_writeback *wb, u64 bits, long nr);
 void pinwb_account_exempt(struct folio *folio);
 void pinwb_account_unpinned(struct folio *folio);
 void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb);
