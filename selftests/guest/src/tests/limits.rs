@@ -34,16 +34,12 @@ pub const TESTS: &[Test] = &[
     Test::new("limits.writer", writer)
         .proves(&[I5])
         .without("no_exempt"),
-    // What the flusher does alone, not yet on btrfs: see "What is missing" in Documentation/design.rst.
     Test::new("limits.background", background)
-        .only("ext4 xfs")
         .proves(&[I5])
         .without("no_exempt"),
-    Test::new("limits.unpinned", unpinned)
-        .only("ext4 xfs")
-        .proves(&[I5]),
+    Test::new("limits.unpinned", unpinned).proves(&[I5]),
     Test::new("limits.sync_once", sync_once),
-    Test::new("limits.interval", interval).only("ext4 xfs"),
+    Test::new("limits.interval", interval),
 ];
 
 const LEN: u64 = 8 * MIB;
