@@ -137,8 +137,8 @@ int pinwb_fault_for_write(struct mm_struct *mm, unsigned long address,
  */
 
 /* A page's entry, if it is in this leaf. */
-static atomic64_t *pinwb_leaf_entry(const struct pinwb_leaf *leaf,
-				    const struct page *page)
+static __always_inline atomic64_t *pinwb_leaf_entry(const struct pinwb_leaf *leaf,
+						    const struct page *page)
 {
 	unsigned long nth = page_to_pfn(page) - leaf->first_pfn;
 
@@ -159,17 +159,19 @@ u32 pinwb_owner(void)
  * Leaves the upper half of the counts to Rust, which knows what to say when there
  * is no more room. Says in *set which of the bits for exempt folios are new.
  */
-static bool pinwb_count_one(atomic64_t *entry, u64 exempt, u64 owner, u64 *set)
+static __always_inline bool pinwb_count_one(atomic64_t *entry, u64 exempt,
+					    u64 owner, u64 *set)
 {
 	s64 old = atomic64_read(entry);
 	s64 new;
 
 	do {
-		if (unlikely((u32)old > PINWB_MAX_COUNT / 2))
+		if (likely(!(u32)old))
+			new = old | exempt | owner | 1;
+		else if (likely((u32)old <= PINWB_MAX_COUNT / 2))
+			new = (old + 1) | exempt;
+		else
 			return false;
-		new = (old + 1) | exempt;
-		if (!(u32)old)
-			new |= owner << PINWB_OWNER_SHIFT;
 	} while (!atomic64_try_cmpxchg_relaxed(entry, &old, new));
 
 	*set = exempt & ~old;
@@ -181,53 +183,66 @@ static bool pinwb_count_one(atomic64_t *entry, u64 exempt, u64 owner, u64 *set)
  * nobody pinned it. The latter is for Rust, which complains. Says in *cleared
  * whether the folio is to be taken off NR_FILE_PINNED.
  */
-static bool pinwb_forget_one(atomic64_t *entry, u64 *cleared)
+static __always_inline bool pinwb_forget_one(atomic64_t *entry, u64 *cleared)
 {
 	s64 old = atomic64_read(entry);
 	s64 new;
 
 	do {
-		if (!(u32)old)
+		if (likely((u32)old == 1))
+			new = old & PINWB_IN_WB;
+		else if (likely((u32)old))
+			new = old - 1;
+		else
 			return false;
-		new = old - 1;
-		if (!(u32)new)
-			new &= PINWB_IN_WB;
 	} while (!atomic64_try_cmpxchg_release(entry, &old, new));
 
-	*cleared = (old & ~new) & PINWB_IN_NODE;
+	*cleared = (u32)old == 1 ? old & PINWB_IN_NODE : 0;
 	return true;
 }
 
+/* Folios with the same have the same memcg. */
+static unsigned long pinwb_memcg_data(const struct folio *folio)
+{
+#ifdef CONFIG_MEMCG
+	return folio->memcg_data;
+#else
+	return 0;
+#endif
+}
+
 /*
- * Pages of a run that are newly exempt, or no longer, to be added to the counters
- * in one go: mostly they all count for the same node and memcg.
+ * Pages that are newly exempt, or no longer, to be added to the counters in one
+ * go for each run of pages that count for the same node and memcg.
  */
 struct pinwb_run {
-	struct folio *folio;
+	struct folio *first;
 	long in_node;
 };
 
 static void pinwb_run_flush(struct pinwb_run *run)
 {
 	if (run->in_node)
-		lruvec_stat_mod_folio(run->folio, NR_FILE_PINNED, run->in_node);
+		lruvec_stat_mod_folio(run->first, NR_FILE_PINNED, run->in_node);
 	run->in_node = 0;
 }
 
 /* Called in an RCU read-side critical section, for the memcg. */
-static void pinwb_run_add(struct pinwb_run *run, struct folio *folio, long nr)
+static __always_inline void pinwb_run_add(struct pinwb_run *run,
+					  struct folio *folio, long nr)
 {
-	if (run->in_node && (folio_pgdat(folio) != folio_pgdat(run->folio) ||
-			     folio_memcg(folio) != folio_memcg(run->folio)))
+	if (unlikely(pinwb_memcg_data(folio) != pinwb_memcg_data(run->first) ||
+		     folio_nid(folio) != folio_nid(run->first))) {
 		pinwb_run_flush(run);
-	run->folio = folio;
+		run->first = folio;
+	}
 	run->in_node += nr;
 }
 
 /*
  * Does a locked folio need nothing but to be counted? The mapping took pins a
  * moment ago, but it may have been opted out since, or be another one at the
- * same address. With blocks smaller than the page, dirty may mean dirty in part.
+ * same address.
  */
 static bool pinwb_folio_ready(const struct folio *folio,
 			      const struct address_space *mapping)
@@ -237,8 +252,7 @@ static bool pinwb_folio_ready(const struct folio *folio,
 
 	return folio->mapping == mapping &&
 	       (READ_ONCE(folio->flags.f) & look) == BIT(PG_dirty) &&
-	       (READ_ONCE(mapping->flags) & flags) == flags &&
-	       mapping->host->i_blkbits >= PAGE_SHIFT;
+	       (READ_ONCE(mapping->flags) & flags) == flags;
 }
 
 /*
@@ -276,47 +290,49 @@ unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
 				const struct pinwb_leaf *leaf)
 {
 	const u64 exempt = pinwb_knockout_exempt() ? 0 : PINWB_EXEMPT;
-	const u64 owner = pinwb_owner();
+	const u64 owner = (u64)pinwb_owner() << PINWB_OWNER_SHIFT;
 	struct wb_lock_cookie cookie = {};
-	struct pinwb_run run = {};
+	struct folio *folio, *next;
 	struct bdi_writeback *wb;
+	struct pinwb_run run;
+	unsigned long i = 0;
 	atomic64_t *entry;
-	unsigned long i;
 	long in_wb = 0;
-	bool done;
 	u64 set;
 
-	/* The first folio stays locked, and by that the inode and its wb stay */
 	entry = nr_pages ? pinwb_lock_ready(pages[0], mapping, leaf) : NULL;
 	if (!entry)
 		return 0;
+	folio = (struct folio *)pages[0];
+	/* With blocks smaller than the page, dirty may mean dirty in part */
+	if (mapping->host->i_blkbits < PAGE_SHIFT)
+		goto out;
 
+	/* One folio is locked all the time, and by that the inode and its wb stay */
+	run = (struct pinwb_run){ .first = folio };
 	rcu_read_lock();
 	wb = unlocked_inode_to_wb_begin(mapping->host, &cookie);
-	for (i = 0; i < nr_pages; i++) {
-		struct folio *folio = (struct folio *)pages[i];
-
-		if (i)
-			entry = pinwb_lock_ready(pages[i], mapping, leaf);
+	while (pinwb_count_one(entry, exempt, owner, &set)) {
+		trace_pinwb_pin(folio, 1);
+		if (likely(set & PINWB_IN_NODE))
+			pinwb_run_add(&run, folio, 1);
+		if (set & PINWB_IN_WB)
+			in_wb++;
+		if (++i == nr_pages)
+			break;
+		entry = pinwb_lock_ready(pages[i], mapping, leaf);
 		if (!entry)
 			break;
-		done = pinwb_count_one(entry, exempt, owner, &set);
-		if (done)
-			trace_pinwb_pin(folio, 1);
-		if (done && (set & PINWB_IN_NODE))
-			pinwb_run_add(&run, folio, 1);
-		if (done && (set & PINWB_IN_WB))
-			in_wb++;
-		if (i)
-			folio_unlock(folio);
-		if (!done)
-			break;
+		next = (struct folio *)pages[i];
+		folio_unlock(folio);
+		folio = next;
 	}
 	pinwb_run_flush(&run);
 	wb_stat_mod(wb, WB_PINNED, in_wb);
 	unlocked_inode_to_wb_end(mapping->host, &cookie);
 	rcu_read_unlock();
-	folio_unlock((struct folio *)pages[0]);
+out:
+	folio_unlock(folio);
 	return i;
 }
 
@@ -333,7 +349,9 @@ unsigned long pinwb_admit_ready(struct page **pages, unsigned long nr_pages,
 unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
 				 const struct pinwb_leaf *leaf)
 {
-	struct pinwb_run run = {};
+	struct pinwb_run run = {
+		.first = nr_pages ? (struct folio *)pages[0] : NULL,
+	};
 	unsigned long i;
 	u64 cleared;
 
@@ -342,11 +360,12 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
 		struct folio *folio = (struct folio *)pages[i];
 		atomic64_t *entry = pinwb_leaf_entry(leaf, pages[i]);
 
-		if (PageCompound(pages[i]) || !entry ||
+		/* A tail page's entry counts no pins */
+		if (!entry || PageHead(pages[i]) ||
 		    !pinwb_forget_one(entry, &cleared))
 			break;
 		trace_pinwb_unpin(folio, 1);
-		if (cleared)
+		if (likely(cleared))
 			pinwb_run_add(&run, folio, -1);
 	}
 	pinwb_run_flush(&run);
