@@ -256,7 +256,7 @@ fn place(locked: &FolioGuard<'_>) -> Option<Place> {
     }
     Some(Place {
         mapping: Mapping::of(locked)?.as_raw(),
-        leaf: LEDGER.leaf(locked.pfn())?.as_raw(),
+        leaf: LEDGER.leaf(locked.pfn())?,
     })
 }
 
@@ -373,7 +373,7 @@ pub(crate) unsafe fn forget_pages(pages: &[*mut bindings::page]) {
         if let Some(leaf) = LEDGER.leaf(folio.pfn()) {
             // SAFETY: By the caller's promise; leaves live for ever.
             let ready = unsafe {
-                bindings::pinwb_forget_ready(rest.as_ptr().cast_mut(), rest.len(), &leaf.as_raw())
+                bindings::pinwb_forget_ready(rest.as_ptr().cast_mut(), rest.len(), &leaf)
             };
             rest = &rest[ready..];
         }

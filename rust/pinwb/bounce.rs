@@ -78,6 +78,7 @@
 //! `mempool_alloc_bulk()` allocates with GFP_KERNEL; the scope around it takes I/O and filesystems
 //! out of reclaim.
 
+use crate::unchanged;
 use kernel::{
     bindings,
     block::bio::{
@@ -527,8 +528,9 @@ fn copy_piece(dest: BioVec, range: &FolioRange<'_>, piece: &Piece, i_size: i64) 
 /// Diverts ranges of a bio to copies, and returns the number of bytes that were copied.
 ///
 /// `needs_copy` is asked once for each range of a folio; ranges of folios that reach beyond
-/// `i_size` are copied anyway. `before_copy` is called once if there is anything to copy, and
-/// `after_copy` for each range that was, before the bio gets its new table.
+/// `i_size` are copied anyway. `before_copy` is called once if there is anything to copy, `copied`
+/// for each piece of a folio with its offset in the folio and its copy, and then `after_copy` for
+/// each range that was copied, before the bio gets its new table.
 ///
 /// On error the bio is unchanged.
 pub(crate) fn bounce(
@@ -537,6 +539,7 @@ pub(crate) fn bounce(
     i_size: impl Fn() -> i64,
     mut needs_copy: impl FnMut(&Folio) -> bool,
     before_copy: impl FnOnce(),
+    mut copied: impl FnMut(&Folio, usize, &BioVec),
     mut after_copy: impl FnMut(&Folio),
 ) -> Result<usize> {
     if warn_once!(
@@ -607,6 +610,7 @@ pub(crate) fn bounce(
                 let dest = BioVec::new(page, (piece.dest % PAGE_SIZE) as u32, piece.len as u32);
 
                 copy_piece(dest, range, &piece, end)?;
+                copied(range.folio, range.start + piece.start, &dest);
                 put(piece.vec, piece.begins, dest);
                 Ok(())
             },
@@ -695,6 +699,7 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
         },
         crate::writeback::is_pinned,
         crate::debug::delay_bounce,
+        |folio, offset, copy| unchanged::written(folio, offset, copy, !bio.is_sync()),
         crate::writeback::late_keep_dirty(),
     );
 
@@ -719,5 +724,16 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
 #[export]
 pub(crate) unsafe extern "C" fn __pinwb_unbounce_bio(bio: *mut bindings::bio) {
     // SAFETY: As the caller promises.
-    unsafe { unbounce(Bio::from_raw(bio)) };
+    let bio = unsafe { Bio::from_raw(bio) };
+
+    // SAFETY: As above.
+    unsafe { unbounce(bio) };
+    if bio.is_failed() && !crate::debug::keep_hashes() {
+        // Nothing in here fails.
+        for_each_range(bio, |_, _, range| {
+            unchanged::forget(range.folio);
+            Ok(())
+        })
+        .ok();
+    }
 }

@@ -52,7 +52,7 @@ fn pattern(seed: usize, offset: usize) -> u8 {
 }
 
 /// Memory of one or more folios, filled with the pattern of `seed`.
-struct Memory {
+pub(crate) struct Memory {
     page: *mut bindings::page,
     order: u32,
     split: bool,
@@ -76,7 +76,7 @@ impl Memory {
     }
 
     /// One folio of `1 << order` pages, which is number `index` of its file.
-    fn folio(order: u32, index: usize) -> Result<Self> {
+    pub(crate) fn folio(order: u32, index: usize) -> Result<Self> {
         let this = Self::alloc(order, 1 << bindings::___GFP_COMP_BIT, index)?;
 
         // SAFETY: Nobody else knows the folio.
@@ -102,7 +102,7 @@ impl Memory {
         PAGE_SIZE << self.order
     }
 
-    fn page(&self, nr: usize) -> *mut bindings::page {
+    pub(crate) fn page(&self, nr: usize) -> *mut bindings::page {
         // SAFETY: In bounds of the allocation.
         unsafe { self.page.add(nr) }
     }
@@ -112,7 +112,7 @@ impl Memory {
         unsafe { kernel::block::bio::BioVec::new(self.page, 0, 0).virt() }
     }
 
-    fn fill(&self, seed: usize) {
+    pub(crate) fn fill(&self, seed: usize) {
         for offset in 0..self.len() {
             // SAFETY: In bounds of the allocation.
             unsafe { self.bytes().add(offset).write(pattern(seed, offset)) };
@@ -246,6 +246,7 @@ fn bounce_simply(pools: &Pools, bio: &Bio, pinned: impl FnMut(&Folio) -> bool) -
         || i64::MAX,
         pinned,
         || (),
+        |_, _, _| (),
         |_| (),
     )
 }
@@ -356,6 +357,7 @@ mod tests {
             || i64::MAX,
             |_| false,
             || panic!("waited"),
+            |_, _, _| panic!("copied"),
             |_| panic!("copied"),
         )?;
 
@@ -524,6 +526,7 @@ mod tests {
             || i_size,
             |_| false,
             || (),
+            |_, _, _| (),
             |_| (),
         )?;
         assert!(copied == 2 * PAGE_SIZE);
@@ -542,6 +545,7 @@ mod tests {
             || i_size,
             |_| false,
             || (),
+            |_, _, _| (),
             |_| (),
         )?;
         assert!(copied == 0);
@@ -564,6 +568,7 @@ mod tests {
             || i_size.load(Relaxed),
             |_| true,
             || i_size.store(3000, Relaxed),
+            |_, _, _| (),
             |_| (),
         )?;
 
@@ -606,6 +611,7 @@ mod tests {
             || i64::MAX,
             |_| true,
             || (),
+            |_, _, _| (),
             |_| (),
         )?;
         assert!(copied == 0);

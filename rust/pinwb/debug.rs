@@ -87,6 +87,8 @@ mod switches {
         no_touch: c"no_touch" => NO_TOUCH;
         /// Let pinned folios count against the dirty limits.
         no_exempt: c"no_exempt" => NO_EXEMPT;
+        /// Go on comparing with what was written before the last fsync, or could not be written.
+        keep_hashes: c"keep_hashes" => KEEP_HASHES;
         /// Let frozen filesystems be written to.
         no_freeze: c"no_freeze" => NO_FREEZE;
         /// Let writeback wait until nobody pins the folio.
@@ -136,6 +138,10 @@ mod switches {
     }
 
     pub(crate) const fn no_exempt() -> bool {
+        false
+    }
+
+    pub(crate) const fn keep_hashes() -> bool {
         false
     }
 

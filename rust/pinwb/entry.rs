@@ -10,13 +10,14 @@
 /// ```text
 ///  63               32 31                0
 /// +------+--------+---+-------------------+
-/// | zero | owner  |W N| writable pins     |
+/// | zero |H owner |W N| writable pins     |
 /// +------+--------+---+-------------------+
 /// ```
 ///
-/// The owner is the process that took the first of the pins, for messages: 0 if there are none, or if
-/// the process is unknown. N and W say that the folio is in the counters of what is exempt from the dirty limits, see
-/// `linux/pinwb.h`: the node's and the memcg's, and the `bdi_writeback`'s. Arithmetic on the count
+/// The owner is the process that took the first of the pins, for messages: 0 if there are none, or
+/// if the process is unknown. N and W say that the folio is in the counters of what is exempt from
+/// the dirty limits, see `linux/pinwb.h`: the node's and the memcg's, and the `bdi_writeback`'s. H
+/// says that there are hashes of what was written last, see `unchanged.rs`. Arithmetic on the count
 /// never carries into the upper half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry(u64);
@@ -33,6 +34,7 @@ impl Entry {
     /// Where the owner begins: 22 bits, which is what `PID_MAX_LIMIT` needs.
     pub(crate) const OWNER_SHIFT: u32 = 34;
     const OWNER: u64 = ((1 << 22) - 1) << Self::OWNER_SHIFT;
+    const HASHED: u64 = 1 << 56;
 
     /// The largest count that an entry can hold, in pins.
     pub(crate) const MAX_COUNT: u64 = COUNT_MASK;
@@ -75,14 +77,14 @@ impl Entry {
     /// The entry with `pins` fewer pins, and by how many the count fell short.
     ///
     /// The count stops at zero; a shortfall other than 0 is a bug of whoever released the pins. A
-    /// folio without pins is not in `NR_FILE_PINNED`, and has no owner.
+    /// folio without pins is not in `NR_FILE_PINNED`, has no owner, and is not hashed.
     pub(crate) const fn sub(self, pins: u64) -> (Self, u64) {
         let count = self.count();
         let taken = if pins < count { pins } else { count };
         let mut flags = self.0 & !COUNT_MASK;
 
         if taken == count {
-            flags &= !(Self::IN_NODE | Self::OWNER);
+            flags &= !(Self::IN_NODE | Self::OWNER | Self::HASHED);
         }
         (Self(flags | (count - taken)), pins - taken)
     }
@@ -98,6 +100,24 @@ impl Entry {
             return self;
         }
         Self(self.0 | Self::EXEMPT)
+    }
+
+    /// Are there hashes of what was written last?
+    pub(crate) const fn is_hashed(self) -> bool {
+        self.0 & Self::HASHED != 0
+    }
+
+    /// The entry of a folio with hashes, if it has pins.
+    pub(crate) const fn hashed(self) -> Self {
+        if self.count() == 0 {
+            return self;
+        }
+        Self(self.0 | Self::HASHED)
+    }
+
+    /// The entry of a folio without.
+    pub(crate) const fn not_hashed(self) -> Self {
+        Self(self.0 & !Self::HASHED)
     }
 
     /// The entry of a folio that is not exempt.

@@ -10,6 +10,7 @@ use crate::{
     mapping::Mapping,
     places,
     stats,
+    unchanged,
     writeback, //
 };
 use core::ptr::NonNull;
@@ -104,6 +105,19 @@ pub(crate) unsafe extern "C" fn __pinwb_keep_dirty(folio: *mut bindings::folio) 
 pub(crate) unsafe extern "C" fn __pinwb_folio_exempt(folio: *const bindings::folio) -> bool {
     // SAFETY: By the caller's promise.
     writeback::is_exempt(unsafe { Folio::from_raw(folio) })
+}
+
+/// See `pinwb_skip_folio()`.
+///
+/// # Safety
+///
+/// The caller has a reference to the folio.
+#[export]
+pub(crate) unsafe extern "C" fn __pinwb_folio_unchanged(folio: *const bindings::folio) -> bool {
+    // SAFETY: By the caller's promise.
+    let folio = unsafe { Folio::from_raw(folio) };
+
+    writeback::is_exempt(folio) && unchanged::is_unchanged(folio)
 }
 
 /// See `pinwb_folio_removed()`.

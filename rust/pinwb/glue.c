@@ -18,7 +18,10 @@
 #include <linux/ratelimit.h>
 #include <linux/rmap.h>
 #include <linux/sched/signal.h>
+#include <linux/once.h>
 #include <linux/sched/task.h>
+#include <linux/siphash.h>
+#include <linux/sysctl.h>
 #include <linux/writeback.h>
 
 #define CREATE_TRACE_POINTS
@@ -36,6 +39,41 @@ static int __init pinwb_setup(char *str)
 	return kstrtobool(str, &pinwb_on);
 }
 early_param("pinwb", pinwb_setup);
+
+bool pinwb_write_unchanged __read_mostly;
+
+static const struct ctl_table pinwb_sysctls[] = {
+	{
+		.procname	= "pinned_write_unchanged",
+		.data		= &pinwb_write_unchanged,
+		.maxlen		= sizeof(bool),
+		.mode		= 0644,
+		.proc_handler	= proc_dobool,
+	},
+};
+
+static int __init pinwb_sysctl_init(void)
+{
+	register_sysctl_init("vm", pinwb_sysctls);
+	return 0;
+}
+late_initcall(pinwb_sysctl_init);
+
+/**
+ * pinwb_hash_page - hash the content of a page
+ * @data: PAGE_SIZE bytes
+ *
+ * Context: process context.
+ *
+ * Return: the hash, by a key that nobody knows.
+ */
+u64 pinwb_hash_page(const void *data)
+{
+	static siphash_key_t key __read_mostly;
+
+	get_random_once(&key, sizeof(key));
+	return siphash(data, PAGE_SIZE, &key);
+}
 
 static void pinwb_refuse(struct vm_area_struct *vma, const char *reason)
 {
@@ -606,6 +644,7 @@ bool pinwb_guess_pinned(const struct folio *folio)
 
 EXPORT_RUST_SYMBOL_GPL(__pinwb_folio_exempt);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_folio_pinned);
+EXPORT_RUST_SYMBOL_GPL(__pinwb_folio_unchanged);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_keep_dirty);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_mapping_has_pins);
 EXPORT_RUST_SYMBOL_GPL(__pinwb_bounce_bio);

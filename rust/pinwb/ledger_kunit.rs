@@ -6,9 +6,9 @@
 
 use crate::{
     entry::Entry,
-    ledger::{
+    ledger::Ledger,
+    radix::{
         KernelMemory,
-        Ledger,
         TableSource, //
     }, //
 };
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn entry_counts_without_touching_the_reserved_half() {
-        let reserved = 0xa500_0002_0000_0000;
+        let reserved = 0xa400_0002_0000_0000;
         let entry = Entry::from_word(reserved | 7);
 
         assert_eq!(entry.count(), 7);
@@ -229,7 +229,7 @@ mod tests {
 
         ledger.add(pfn, 3, 0)?;
 
-        let leaf = ledger.leaf(pfn).ok_or(EINVAL)?.as_raw();
+        let leaf = ledger.leaf(pfn).ok_or(EINVAL)?;
         let forget = |pages: &mut [*mut bindings::page]| {
             // SAFETY: The pages are ours or null, and the leaf lives as long as the ledger.
             unsafe { bindings::pinwb_forget_ready(pages.as_mut_ptr(), pages.len(), &leaf) }

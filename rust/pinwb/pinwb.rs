@@ -6,10 +6,11 @@
 //! to them whenever they like, for days. Writeback cannot make such a folio clean, and must not
 //! hand it to the block layer while it changes. So it keeps the folio dirty, and writes a copy.
 //!
-//! - [`ledger`]: which folios are pinned, and how often, exactly;
+//! - [`ledger`]: which folios are pinned, and how often, exactly; [`radix`] is how it is stored;
 //! - [`admit`]: what a new pin waits for before the driver may start DMA;
 //! - [`writeback`]: the keep-dirty step, and what writeback asks the ledger;
 //! - [`bounce`]: the copies, for a bio;
+//! - [`unchanged`]: what periodic writeback need not write again;
 //! - [`stats`], [`debugfs`], [`debug`]: what happened, who is pinned, and switches for tests;
 //! - [`ffi`] and `glue.c`: the border to C.
 //!
@@ -24,14 +25,18 @@ mod ffi;
 mod ledger;
 mod mapping;
 mod places;
+mod radix;
 mod stats;
 mod trace;
+mod unchanged;
 mod writeback;
 
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]
 mod bounce_kunit;
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]
 mod ledger_kunit;
+#[cfg(CONFIG_PINWB_KUNIT_TEST)]
+mod unchanged_kunit;
 
 use kernel::{
     debugfs::Scope,

@@ -17,6 +17,7 @@ struct Stats {
     kept_dirty: Atomic<u64>,
     orphans: Atomic<u64>,
     refusals: Atomic<u64>,
+    unchanged_bytes: Atomic<u64>,
     admit_restarts: Atomic<u64>,
 }
 
@@ -27,6 +28,7 @@ static STATS: Stats = Stats {
     kept_dirty: Atomic::new(0),
     orphans: Atomic::new(0),
     refusals: Atomic::new(0),
+    unchanged_bytes: Atomic::new(0),
     admit_restarts: Atomic::new(0),
 };
 
@@ -56,13 +58,18 @@ pub(crate) fn refused() {
     STATS.refusals.add(1u64, Relaxed);
 }
 
+/// Periodic writeback left bytes out that were written before.
+pub(crate) fn unchanged(bytes: u64) {
+    STATS.unchanged_bytes.add(bytes, Relaxed);
+}
+
 /// A range must be pinned again.
 pub(crate) fn restarted() {
     STATS.admit_restarts.add(1u64, Relaxed);
 }
 
 /// Names and values of all counters.
-pub(crate) fn all() -> [(&'static str, u64); 7] {
+pub(crate) fn all() -> [(&'static str, u64); 8] {
     [
         ("pins_total", STATS.pins_total.load(Relaxed)),
         ("bounced_bytes", STATS.bounced_bytes.load(Relaxed)),
@@ -70,6 +77,7 @@ pub(crate) fn all() -> [(&'static str, u64); 7] {
         ("kept_dirty", STATS.kept_dirty.load(Relaxed)),
         ("orphans", STATS.orphans.load(Relaxed)),
         ("refusals", STATS.refusals.load(Relaxed)),
+        ("unchanged_bytes", STATS.unchanged_bytes.load(Relaxed)),
         ("admit_restarts", STATS.admit_restarts.load(Relaxed)),
     ]
 }

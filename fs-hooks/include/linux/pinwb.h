@@ -15,6 +15,7 @@
 #include <linux/bio.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/writeback.h>
 
 /*
  * Most bytes that a writeback bio of a pinned mapping may carry: one
@@ -136,6 +137,7 @@ bool __pinwb_folio_pinned(const struct folio *folio);
 bool __pinwb_keep_dirty(struct folio *folio);
 bool __pinwb_mapping_has_pins(struct address_space *mapping);
 bool __pinwb_folio_exempt(const struct folio *folio);
+bool __pinwb_folio_unchanged(const struct folio *folio);
 void __pinwb_folio_removed(struct folio *folio);
 int __pinwb_remount_ro(struct super_block *sb);
 int __pinwb_swapon(struct address_space *mapping);
@@ -273,6 +275,30 @@ static inline bool pinwb_folio_exempt(const struct folio *folio,
 				      const struct address_space *mapping)
 {
 	return mapping_was_pinned(mapping) && __pinwb_folio_exempt(folio);
+}
+
+/**
+ * pinwb_skip_folio - may a pass of writeback leave this folio out?
+ * @folio: a dirty folio of @mapping
+ * @mapping: its mapping
+ * @wbc: the pass
+ *
+ * If it writes to get clean memory, or is followed by one that writes all; or is
+ * the periodic one, and the folio has not changed since it was written last.
+ *
+ * Context: process context, with a reference to the folio.
+ *
+ * Return: true if there is no point in writing it.
+ */
+static inline bool pinwb_skip_folio(const struct folio *folio,
+				    const struct address_space *mapping,
+				    const struct writeback_control *wbc)
+{
+	if (!mapping_was_pinned(mapping))
+		return false;
+	if (wbc->spare_pinned)
+		return __pinwb_folio_exempt(folio);
+	return wbc->for_kupdate && __pinwb_folio_unchanged(folio);
 }
 
 /*
@@ -623,6 +649,8 @@ struct pinwb_pins {
 	u32 owner;
 };
 
+extern bool pinwb_write_unchanged;
+u64 pinwb_hash_page(const void *data);
 u32 pinwb_owner(void);
 void pinwb_pins_on(unsigned int major, unsigned int minor,
 		   struct pinwb_pins *found);
@@ -696,6 +724,13 @@ static inline bool pinwb_folio_stays(const struct folio *folio,
 
 static inline bool pinwb_folio_exempt(const struct folio *folio,
 				      const struct address_space *mapping)
+{
+	return false;
+}
+
+static inline bool pinwb_skip_folio(const struct folio *folio,
+				    const struct address_space *mapping,
+				    const struct writeback_control *wbc)
 {
 	return false;
 }

@@ -31,6 +31,8 @@ pub mod flags {
 
     /// May sleep.
     pub const GFP_KERNEL: Flags = Flags(1);
+    /// May not sleep.
+    pub const GFP_NOWAIT: Flags = Flags(8);
     /// Zeroed memory.
     pub const __GFP_ZERO: Flags = Flags(2);
     /// No message on failure.

@@ -40,6 +40,8 @@ pub const TESTS: &[Test] = &[
     Test::new("limits.unpinned", unpinned).proves(&[I5]),
     Test::new("limits.sync_once", sync_once),
     Test::new("limits.interval", interval),
+    Test::new("limits.unchanged", unchanged),
+    Test::new("limits.written_back_again", written_back_again).without("keep_hashes"),
 ];
 
 const LEN: u64 = 8 * MIB;
@@ -241,26 +243,117 @@ fn sync_once(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Pins that nothing happens to are written once in each interval, and not all the time.
+/// The sysctl with which periodic writeback writes what did not change, as well.
+const WRITE_UNCHANGED: &str = "vm/pinned_write_unchanged";
+
+/// How old data gets before the flusher writes it, in the tests of that.
+const EXPIRE: Duration = Duration::from_secs(2);
+
+/// Makes the flusher come by often, for data that is older than [`EXPIRE`].
+fn short_intervals() -> Result<[Sysctl; 2]> {
+    Ok([
+        Sysctl::set("vm/dirty_expire_centisecs", "200")?,
+        Sysctl::set("vm/dirty_writeback_centisecs", "20")?,
+    ])
+}
+
+fn bounced() -> Result<u64> {
+    Ok(Stats::read()?.get("bounced_bytes"))
+}
+
+/// Waits until the flusher has written so much, of its own accord.
+fn expect_flusher_writes(bytes: u64, since: u64, what: &str) -> Result<()> {
+    if !wait_until(EXPIRE * 4, || Ok(bounced()? - since >= bytes))? {
+        bail!(
+            "the flusher wrote {} bytes of {what}, not {bytes}",
+            bounced()? - since
+        );
+    }
+    Ok(())
+}
+
+/// Pins that nothing happens to are written once in each interval, if that is asked for.
 fn interval(context: &Context) -> Result<()> {
-    const EXPIRE: Duration = Duration::from_secs(2);
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
-    let _expire = Sysctl::set("vm/dirty_expire_centisecs", "200")?;
-    let _wake = Sysctl::set("vm/dirty_writeback_centisecs", "20")?;
-    let before = Stats::read()?.get("bounced_bytes");
+    let _all = Sysctl::set(WRITE_UNCHANGED, "1")?;
+    let _intervals = short_intervals()?;
+    let before = bounced()?;
     let start = Instant::now();
     thread::sleep(EXPIRE * 4);
-    let bounced = Stats::read()?.get("bounced_bytes") - before;
+    let bounced = bounced()? - before;
     let intervals = start.elapsed().as_secs() / EXPIRE.as_secs();
     diag!("{bounced} bytes written in {intervals} intervals");
     // The first is already over, and the last may just be.
     if bounced > (intervals + 1) * LEN {
         bail!("{bounced} bytes written in {intervals} intervals, of {LEN} that are pinned");
     }
-    if bounced < LEN {
+    if bounced < 2 * LEN {
         bail!("only {bounced} bytes written in {intervals} intervals");
     }
     Ok(())
+}
+
+/// Pins that nothing happens to are written once; and what does change then, is written.
+fn unchanged(context: &Context) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+    let _intervals = short_intervals()?;
+    let before = bounced()?;
+    expect_flusher_writes(LEN, before, "what was pinned")?;
+
+    let (written, seen) = (bounced()?, Stats::read()?.get("unchanged_bytes"));
+    let start = Instant::now();
+    thread::sleep(EXPIRE * 4);
+    let again = bounced()? - written;
+    let compared = Stats::read()?.get("unchanged_bytes") - seen;
+    diag!(
+        "{again} bytes written and {compared} found unchanged in {:?}",
+        start.elapsed()
+    );
+    if again > 0 {
+        bail!("{again} bytes were written again that nobody had written to");
+    }
+    if compared < 2 * LEN {
+        bail!("only {compared} bytes were looked at in four intervals, of {LEN}");
+    }
+
+    let (written, range) = (bounced()?, LEN / 2..LEN / 2 + PAGE);
+    pinned.device.write(pinned.stamp.round(2), range.clone())?;
+    expect_flusher_writes(PAGE, written, "a page")?;
+    thread::sleep(EXPIRE);
+    context.expect_on_disk(&pinned.file, range.clone(), pinned.stamp.round(2))?;
+    context.expect_on_disk(&pinned.file, 0..range.start, pinned.stamp.round(1))?;
+    // The folio as a whole, and nothing else.
+    let again = bounced()? - written;
+    if again > 2 * MIB {
+        bail!("{again} bytes were written for a page that changed");
+    }
+
+    // Who waits for it gets it written, whether or not it changed. The flusher may come in between.
+    let written = bounced()?;
+    pinned.file.sync_all()?;
+    match bounced()? - written {
+        bytes if bytes < LEN => bail!("fsync wrote {bytes} bytes of {LEN}"),
+        _ => Ok(()),
+    }
+}
+
+/// What the flusher compares with is what is on the disk, not what it wrote itself at some time.
+fn written_back_again(context: &Context) -> Result<()> {
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    pinned.write(1)?;
+    let _intervals = short_intervals()?;
+    let before = bounced()?;
+    expect_flusher_writes(LEN, before, "the first contents")?;
+
+    pinned.write(2)?;
+    pinned.file.sync_all()?;
+    let before = bounced()?;
+    pinned.write(1)?;
+    expect_flusher_writes(LEN, before, "the first contents, which came back")?;
+    thread::sleep(EXPIRE);
+    pinned.expect_on_disk(context, 1)
 }

@@ -54,7 +54,10 @@ pub(crate) mod bindings {
 }
 
 pub(crate) mod prelude {
-    pub(crate) use super::alloc::{flags::GFP_KERNEL, KVBox};
+    pub(crate) use super::alloc::{
+        flags::{GFP_KERNEL, GFP_NOWAIT},
+        KVBox,
+    };
     pub(crate) use pinwb_models::error::{code::*, Result};
 }
 

@@ -2,7 +2,7 @@
 
 //! Long random histories of the ledger, against plain arithmetic, with proptest.
 //!
-//! `entry.rs` and `ledger.rs` are the files of the kernel, with the tables in their real size. What
+//! `entry.rs`, `ledger.rs` and `radix.rs` are the files of the kernel, with the tables in their real size. What
 //! fails is shrunk to the shortest history that does.
 
 extern crate self as kernel;
@@ -12,6 +12,9 @@ mod entry;
 #[path = "../../../../rust/pinwb/ledger.rs"]
 #[allow(dead_code, reason = "the kernel's own ledger has no part in this")]
 mod ledger;
+#[path = "../../../../rust/pinwb/radix.rs"]
+#[allow(dead_code, reason = "as with the ledger")]
+mod radix;
 
 #[path = "kernel.rs"]
 mod kernel_crate;

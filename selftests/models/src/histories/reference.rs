@@ -12,8 +12,9 @@ use proptest::test_runner::TestCaseError;
 use proptest::{collection, num, prop_oneof};
 
 use crate::entry::Entry;
-use crate::ledger::{KernelMemory, Ledger, TableSource};
+use crate::ledger::Ledger;
 use crate::prelude::{EBUSY, ENOMEM};
+use crate::radix::{KernelMemory, TableSource};
 
 /// Levels of tables: the entry of a PFN is in one of the last.
 const LEVELS: usize = 4;
@@ -181,7 +182,7 @@ pub(crate) fn check(history: Vec<Operation>) -> Result<(), TestCaseError> {
                 prop_assert_eq!(ledger.sub(pfn, pins).short, pins.saturating_sub(count));
             }
             Operation::Get { pfn } => {
-                let leaf = ledger.leaf(pfn).map(|leaf| leaf.as_raw());
+                let leaf = ledger.leaf(pfn);
                 let known = pfn < END && reference.tables.contains(&(LEVELS - 1, pfn >> 9));
 
                 prop_assert_eq!(ledger.get(pfn).word(), reference.count(pfn));
@@ -263,11 +264,22 @@ pub(crate) fn check_entry((word, pins): (u64, u64)) -> Result<(), TestCaseError>
         }
     );
 
+    let hashed = 1 << 56;
+    prop_assert_eq!(entry.is_hashed(), word & hashed != 0);
+    prop_assert_eq!(entry.not_hashed().word(), word & !hashed);
+    prop_assert_eq!(
+        entry.hashed().word(),
+        match count {
+            0 => word,
+            _ => word | hashed,
+        }
+    );
+
     let (less, short) = entry.sub(pins);
     let owner_bits = ((1 << 22) - 1) << Entry::OWNER_SHIFT;
-    // Without pins it can't be counted as pinned, and nobody has any.
+    // Without pins it can't be counted as pinned, nobody has any, and it may be written by others.
     let kept = match count.saturating_sub(pins) {
-        0 => reserved & !Entry::IN_NODE & !owner_bits,
+        0 => reserved & !Entry::IN_NODE & !owner_bits & !hashed,
         _ => reserved,
     };
     prop_assert_eq!(less.word(), kept | count.saturating_sub(pins));

@@ -52,7 +52,7 @@ struct pinwb_leaf {
 };
 
 struct pinwb_run {
-	struct folio *folio;
+	struct folio *first;
 	long in_node;
 };
 
@@ -71,7 +71,10 @@ enum { NR_FILE_PINNED, WB_PINNED };
 /* Rust is to call all of these. */
 #define static
 #define inline
+#undef __always_inline
+#define __always_inline
 
+#define likely(x)		(x)
 #define unlikely(x)		(x)
 #define BIT(nr)			(1UL << (nr))
 #define READ_ONCE(x)		model_read_once(&(x))
@@ -89,13 +92,14 @@ enum { NR_FILE_PINNED, WB_PINNED };
 #define smp_mb__before_atomic()	model_mb()
 
 #define PageCompound(page)	((void)(page), false)
+#define PageHead(page)		((void)(page), false)
 #define folio_nr_pages(folio)	((void)(folio), 1L)
 #define trace_pinwb_pin(folio, pins)	((void)(folio), (void)(pins))
 #define trace_pinwb_unpin(folio, pins)	((void)(folio), (void)(pins))
 
 /* One node, one memcg, one bdi_writeback that is not switched. */
-#define folio_pgdat(folio)	((void)(folio), 0)
-#define folio_memcg(folio)	((void)(folio), 0)
+#define folio_nid(folio)	((void)(folio), 0)
+#define pinwb_memcg_data(folio)	((void)(folio), 0)
 #define rcu_read_lock()		((void)0)
 #define rcu_read_unlock()	((void)0)
 #define unlocked_inode_to_wb_begin(inode, cookie)	((void)(cookie), &(inode)->wb)

@@ -48,7 +48,10 @@ pub(crate) mod page {
 }
 
 pub(crate) mod prelude {
-    pub(crate) use super::alloc::{flags::GFP_KERNEL, KVBox};
+    pub(crate) use super::alloc::{
+        flags::{GFP_KERNEL, GFP_NOWAIT},
+        KVBox,
+    };
     pub(crate) use super::error::{code::*, Error, Result};
     pub(crate) use crate::pr_err;
 

@@ -12,12 +12,16 @@ extern crate self as kernel;
 #[path = "../../../../rust/pinwb/admit.rs"]
 mod admit;
 #[path = "../../../../rust/pinwb/entry.rs"]
+#[allow(dead_code, reason = "hashes decide nothing of what is modelled")]
 mod entry;
 #[path = "../../../../rust/pinwb/ledger.rs"]
 #[allow(dead_code, reason = "walking a ledger is left to the random histories")]
 mod ledger;
 #[path = "../../../../rust/pinwb/mapping.rs"]
 mod mapping;
+#[path = "../../../../rust/pinwb/radix.rs"]
+#[allow(dead_code, reason = "as with the ledger")]
+mod radix;
 #[path = "../../../../rust/pinwb/writeback.rs"]
 mod writeback;
 

@@ -8,10 +8,11 @@ use loom::thread::{self, JoinHandle};
 
 use crate::bindings;
 use crate::entry::Entry;
-use crate::ledger::{KernelMemory, Ledger};
+use crate::ledger::Ledger;
 use crate::memory::{self, Weakness};
 use crate::models::{Break, Scenario, Without};
 use crate::prelude::EBUSY;
+use crate::radix::KernelMemory;
 
 /// A PFN; the next one is in the same leaf.
 const PFN: usize = 0x1_2345;
@@ -155,7 +156,7 @@ impl Shared {
     }
 
     fn entry(&self) -> *mut bindings::atomic64_t {
-        let leaf = self.0.leaf(PFN).expect("a leaf").as_raw();
+        let leaf = self.0.leaf(PFN).expect("a leaf");
 
         leaf.entries.wrapping_add(PFN - leaf.first_pfn)
     }
