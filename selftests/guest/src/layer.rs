@@ -13,6 +13,7 @@ use anyhow::{bail, Context, Result};
 
 use crate::disk::{self, RawDisk};
 use crate::fs::{run, LoopDevice};
+use crate::snapshot;
 use crate::tap::skip;
 
 /// What a test needs below its filesystem.
@@ -38,6 +39,8 @@ pub enum Layer {
     /// The test disk behind dm-log-writes, with the log on the second test disk: what a power cut would
     /// have left at any time can be made again. See [`crate::logwrites`].
     LogWrites,
+    /// The test disk behind a device that snapshots can be taken of. See [`crate::snapshot`].
+    Origin,
     /// The test disk behind a path of which any part can go down and come back. See [`Outage`].
     Failing,
 }
@@ -63,6 +66,9 @@ impl Device {
     pub fn release(&self) {
         if self.teardown.is_some() && self.path.ends_with(HELD) {
             let _ = dmsetup(&["resume", HELD]);
+        }
+        if self.teardown.is_some() && self.path.ends_with(snapshot::ORIGIN) {
+            let _ = dmsetup(&["resume", snapshot::ORIGIN]);
         }
         if self.teardown.is_some() && self.path.ends_with(FAILING) {
             let _ = repair();
@@ -109,6 +115,19 @@ impl Layer {
                 let size = size.min(disk::device_size(disk)?).min(LOGGED_SIZE);
                 disk::zero(disk, size)?;
                 logged(disk, view, size)
+            }
+            Layer::Origin => {
+                let (disk, view) = pair(disk, view)?;
+                let size = size.min(disk::device_size(disk)?);
+                disk::zero(disk, size)?;
+                snapshot::tear_down();
+                Ok(Device {
+                    path: snapshot::set_up(disk, size)?,
+                    raw: view.to_owned(),
+                    size,
+                    teardown: Some(Teardown(snapshot::tear_down)),
+                    _pieces: Vec::new(),
+                })
             }
             Layer::Failing => {
                 let (disk, view) = pair(disk, view)?;
@@ -281,19 +300,26 @@ pub fn parity_mismatches() -> Result<u64> {
 
 const PROTECTED_SIZE: u64 = 24 * MIB;
 
-fn protection() -> Result<Device> {
+/// Why a test of [`Layer::Protection`] is skipped.
+pub const NO_PROTECTED_DISK: &str =
+    "no disk with protection information: scsi_debug.dif=1 scsi_debug.dix=1";
+
+/// The disk with protection information, which is a SCSI disk in memory.
+pub fn protected_disk() -> Result<Option<PathBuf>> {
     let mut disks = fs::read_dir("/sys/block")?.flatten().map(|e| e.path());
     let is_protected = |disk: &PathBuf| {
         let read = |name: &str| fs::read_to_string(disk.join(name)).unwrap_or_default();
         read("device/model").contains("scsi_debug") && read("integrity/format").contains("T10-DIF")
     };
-    let Some(name) = disks
+    Ok(disks
         .find(is_protected)
-        .and_then(|d| Some(d.file_name()?.to_owned()))
-    else {
-        return skip("no disk with protection information: scsi_debug.dif=1 scsi_debug.dix=1");
+        .and_then(|disk| Some(Path::new("/dev").join(disk.file_name()?))))
+}
+
+fn protection() -> Result<Device> {
+    let Some(path) = protected_disk()? else {
+        return skip(NO_PROTECTED_DISK);
     };
-    let path = Path::new("/dev").join(name);
     let size = PROTECTED_SIZE.min(disk::device_size(&path)?);
     disk::overwrite(&path, size)?;
     Ok(Device {

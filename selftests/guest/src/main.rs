@@ -25,6 +25,7 @@ mod options;
 mod pagemap;
 mod pin;
 mod pinstorm;
+mod snapshot;
 mod soak;
 mod stamp;
 mod stress;

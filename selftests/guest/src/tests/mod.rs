@@ -12,6 +12,7 @@ mod exact;
 mod faults;
 mod frozen;
 mod limits;
+mod machine;
 mod nowait;
 mod options;
 mod quota;
@@ -48,6 +49,7 @@ const THEMES: &[&[Test]] = &[
     stable::TESTS,
     limits::TESTS,
     frozen::TESTS,
+    machine::TESTS,
     trace::TESTS,
     options::TESTS,
     errors::TESTS,
