@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{anyhow, bail, Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::{cache, kselftests, programs};
 
@@ -81,8 +82,20 @@ fn prune(dir: &Path) {
         .collect();
     images.sort_by_key(modified);
     for old in images.iter().rev().skip(KEEP_IMAGES) {
-        let _ = fs::remove_file(old);
+        if lock(old, FlockArg::LockExclusiveNonblock).is_ok() {
+            let _ = fs::remove_file(old);
+        }
     }
+}
+
+/// Keeps an image until what is returned is dropped: for runs that boot from it again and again.
+pub fn hold(image: &Path) -> Result<Flock<fs::File>> {
+    lock(image, FlockArg::LockShared)
+}
+
+fn lock(image: &Path, how: FlockArg) -> Result<Flock<fs::File>> {
+    let file = fs::File::open(image).with_context(|| format!("{}", image.display()))?;
+    Flock::lock(file, how).map_err(|(_, errno)| errno.into())
 }
 
 /// `/bin`, `/sbin` and `/lib*` are links into `/usr` in the guest, whatever they are on the host.

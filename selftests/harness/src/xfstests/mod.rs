@@ -167,7 +167,9 @@ pub fn xfstests(config: &Config, options: &Options) -> Result<u8> {
     };
     let mut config = config.clone();
     config.kernel = Some(kernel);
-    config.root = Some(image(&checkout, &own, &suite, &added)?);
+    let image = image(&checkout, &own, &suite, &added)?;
+    let _image_in_use = rootfs::hold(&image)?;
+    config.root = Some(image);
     config.disks = vec![options.disk << 20; 3];
     let setup = Setup {
         options,
