@@ -6,11 +6,16 @@
 //! - `ledger`: one folio with pins a line: `major:minor inode index pages pfn count owner`, or
 //!   `- - -` for the first three when the folio is in no file any more. `index` is in pages, `owner`
 //!   the process that took the first of the pins.
+//! - `files`: one file with pins a line: `major:minor inode folios pages pins owner path`. The path
+//!   is one from the root of the filesystem, or `-` if none is in memory.
 //! - `knockout/`, `delay/`: see `debug.rs`.
 
 use crate::{
     ledger::LEDGER,
-    places::place,
+    places::{
+        self,
+        place, //
+    },
     stats, //
 };
 use kernel::{
@@ -19,7 +24,9 @@ use kernel::{
         ScopedDir, //
     },
     fmt,
-    prelude::*, //
+    page::PAGE_SIZE,
+    prelude::*,
+    str::BStr, //
 };
 
 /// Creates the directory, which lives until the returned scope is dropped.
@@ -27,6 +34,7 @@ pub(crate) fn directory() -> impl PinInit<Scope<()>> {
     Scope::dir((), c"pinwb", |(), dir| {
         dir.read_callback_file(c"stats", &(), &show_stats);
         dir.read_callback_file(c"ledger", &(), &show_ledger);
+        dir.read_callback_file(c"files", &(), &show_files);
         debug_files(dir);
     })
 }
@@ -78,4 +86,28 @@ fn show_ledger(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
             .map_err(|_| ENOSPC)
         })
         .map_err(|_| fmt::Error)
+}
+
+fn show_files(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut buffer = KVec::from_elem(0, PAGE_SIZE, GFP_KERNEL).map_err(|_| fmt::Error)?;
+    let files = places::files().map_err(|_| fmt::Error)?;
+
+    for file in files.values() {
+        write!(
+            f,
+            "{}:{} {} {} {} {} {} ",
+            file.first.major,
+            file.first.minor,
+            file.first.ino,
+            file.folios,
+            file.pages,
+            file.pins,
+            file.owner
+        )?;
+        match file.path(&mut buffer) {
+            Some(path) => f.write_fmt(fmt!("{}\n", BStr::from_bytes(path.to_bytes())))?,
+            None => writeln!(f, "-")?,
+        }
+    }
+    Ok(())
 }

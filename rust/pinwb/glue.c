@@ -7,6 +7,8 @@
 #define pr_fmt(fmt) "pinwb: " fmt
 
 #include <linux/backing-dev.h>
+#include <linux/dcache.h>
+#include <linux/err.h>
 #include <linux/export.h>
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -556,6 +558,32 @@ void __pinwb_touch_times(struct inode *inode)
 }
 EXPORT_SYMBOL_GPL(__pinwb_touch_times);
 
+/* A reference to the folio with this head page, if there is still such a folio. */
+static struct folio *pinwb_get_folio(unsigned long pfn)
+{
+	struct page *page = pfn_to_online_page(pfn);
+	struct folio *folio;
+
+	if (!page)
+		return NULL;
+	folio = page_folio(page);
+	if (!folio_try_get(folio))
+		return NULL;
+	if (page_folio(page) == folio)
+		return folio;
+	folio_put(folio);
+	return NULL;
+}
+
+/* The inode of a folio, to be used until rcu_read_unlock(): it is freed later. */
+static struct inode *pinwb_folio_inode(struct folio *folio)
+{
+	struct address_space *mapping;
+
+	mapping = folio_test_anon(folio) ? NULL : folio_mapping(folio);
+	return mapping ? mapping->host : NULL;
+}
+
 /**
  * pinwb_folio_place - where in which file is a folio?
  * @pfn: its head page, which was pinned at some time
@@ -568,35 +596,64 @@ EXPORT_SYMBOL_GPL(__pinwb_touch_times);
  */
 bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place)
 {
-	struct page *page = pfn_to_online_page(pfn);
-	struct address_space *mapping;
-	struct folio *folio;
-	bool ret = false;
+	struct folio *folio = pinwb_get_folio(pfn);
+	struct inode *inode;
 
 	place->nr_pages = 0;
-	if (!page)
-		return false;
-	folio = page_folio(page);
-	if (!folio_try_get(folio))
+	if (!folio)
 		return false;
 
-	if (page_folio(page) == folio) {
-		place->nr_pages = folio_nr_pages(folio);
-		place->index = folio->index;
-
-		/* Inodes and superblocks are freed after a grace period. */
-		rcu_read_lock();
-		mapping = folio_test_anon(folio) ? NULL : folio_mapping(folio);
-		if (mapping && mapping->host) {
-			place->major = MAJOR(mapping->host->i_sb->s_dev);
-			place->minor = MINOR(mapping->host->i_sb->s_dev);
-			place->ino = mapping->host->i_ino;
-			ret = true;
-		}
-		rcu_read_unlock();
+	place->nr_pages = folio_nr_pages(folio);
+	place->index = folio->index;
+	rcu_read_lock();
+	inode = pinwb_folio_inode(folio);
+	place->inode = inode;
+	if (inode) {
+		place->major = MAJOR(inode->i_sb->s_dev);
+		place->minor = MINOR(inode->i_sb->s_dev);
+		place->ino = inode->i_ino;
 	}
+	rcu_read_unlock();
 	folio_put(folio);
-	return ret;
+	return inode;
+}
+
+/**
+ * pinwb_folio_path - a name of the file that a folio is in
+ * @pfn: its head page, which was pinned at some time
+ * @of: the inode that it was in
+ * @buf: for the name
+ * @len: bytes in @buf
+ *
+ * Context: process context; may sleep.
+ *
+ * Return: its path from the root of the filesystem, in @buf; NULL if the file
+ * has no name that is in memory, or the folio is elsewhere by now.
+ */
+const char *pinwb_folio_path(unsigned long pfn, const struct inode *of,
+			     char *buf, int len)
+{
+	struct folio *folio = pinwb_get_folio(pfn);
+	struct dentry *dentry;
+	struct inode *inode;
+	char *path = NULL;
+
+	if (!folio)
+		return NULL;
+	rcu_read_lock();
+	inode = pinwb_folio_inode(folio);
+	inode = inode && inode == of ? igrab(inode) : NULL;
+	rcu_read_unlock();
+	folio_put(folio);
+	if (!inode)
+		return NULL;
+
+	dentry = d_find_alias(inode);
+	if (dentry)
+		path = dentry_path_raw(dentry, buf, len);
+	dput(dentry);
+	iput(inode);
+	return IS_ERR(path) ? NULL : path;
 }
 
 int __pinwb_remount_ro(struct super_block *sb)

@@ -625,6 +625,7 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
 				 const struct pinwb_leaf *leaf);
 
 struct pinwb_place {
+	const struct inode *inode;	/* to compare: it may be gone */
 	unsigned int major;
 	unsigned int minor;
 	unsigned long ino;
@@ -655,6 +656,8 @@ u32 pinwb_owner(void);
 void pinwb_pins_on(unsigned int major, unsigned int minor,
 		   struct pinwb_pins *found);
 bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place);
+const char *pinwb_folio_path(unsigned long pfn, const struct inode *of,
+			     char *buf, int len);
 void pinwb_count_refusal(void);
 
 #else /* !CONFIG_PINWB */

@@ -91,6 +91,38 @@ pub fn folios() -> Result<Vec<Folio>> {
         .collect()
 }
 
+/// A file with pins, as the kernel lists it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FilePins {
+    pub inode: u64,
+    pub pages: u64,
+    pub pins: u64,
+    pub owner: u32,
+    /// From the root of its filesystem; `-` if it has none.
+    pub path: String,
+}
+
+fn parse_file(line: &str) -> Option<FilePins> {
+    let mut fields = line.splitn(7, ' ');
+    let mut next = || fields.next();
+    let (_device, inode, _folios) = (next()?, next()?, next()?);
+    Some(FilePins {
+        inode: inode.parse().ok()?,
+        pages: next()?.parse().ok()?,
+        pins: next()?.parse().ok()?,
+        owner: next()?.parse().ok()?,
+        path: next()?.to_owned(),
+    })
+}
+
+/// All files with pins.
+pub fn files() -> Result<Vec<FilePins>> {
+    read("files")?
+        .lines()
+        .map(|line| parse_file(line).with_context(|| format!("odd line of a file: {line}")))
+        .collect()
+}
+
 /// The pinned folios of one file, in file order.
 pub fn folios_of(file: &File) -> Result<Vec<Folio>> {
     let (device, inode) = (superblock_device(file)?, file.metadata()?.ino());

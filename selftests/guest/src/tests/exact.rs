@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::device::Kind;
 use crate::diag;
 use crate::holder::{Holder, Orders};
 use crate::layer::{Hold, Layer};
-use crate::ledger::{self, Stats};
+use crate::ledger::{self, FilePins, Stats};
 use crate::map::{Mapping, PAGE};
 use crate::numa;
 use crate::stamp::Stamp;
@@ -42,6 +43,7 @@ pub const TESTS: &[Test] = &[
         .without("no_keep_dirty"),
     counts("ledger.mremap", moved_mapping),
     counts("ledger.orphan", orphan),
+    counts("ledger.files", files),
     counts("ledger.killed_uring", |c| killed(c, Kind::Uring)),
     counts("ledger.killed_verbs", |c| killed(c, Kind::Verbs)),
     counts("ledger.buffers_update", buffers_update),
@@ -454,4 +456,45 @@ fn migration(context: &Context) -> Result<()> {
         bail!("no page moves even without a pin: nothing was tested");
     }
     Ok(())
+}
+
+/// The list of files with pins: each once, with its name for as long as it has one.
+fn files(context: &Context) -> Result<()> {
+    let (plain, plain_map) = small_folios(context, "plain", PAGES)?;
+    let (spaced, spaced_map) = small_folios(context, "with a space", PAGES)?;
+    let part = Kind::Uring.attach(&plain_map, bytes(0..8))?;
+    let whole = Kind::Uring.attach(&spaced_map, bytes(0..PAGES))?;
+    let again = Kind::Uring.attach(&spaced_map, bytes(0..4))?;
+    let entry = |file: &File, path: &str, pages, pins| -> Result<FilePins> {
+        Ok(FilePins {
+            inode: file.metadata()?.ino(),
+            pages,
+            pins,
+            owner: std::process::id(),
+            path: path.to_owned(),
+        })
+    };
+    let expect = |expected: Vec<FilePins>| -> Result<()> {
+        let mut found = ledger::files()?;
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        if found != expected {
+            bail!("the kernel lists {found:?}, not {expected:?}");
+        }
+        Ok(())
+    };
+    expect(vec![
+        entry(&plain, "/plain", 8, 8)?,
+        entry(&spaced, "/with a space", PAGES, PAGES + 4)?,
+    ])?;
+
+    again.unpin()?;
+    fs::remove_file(context.path("plain"))?;
+    expect(vec![
+        entry(&plain, "-", 8, 8)?,
+        entry(&spaced, "/with a space", PAGES, PAGES)?,
+    ])?;
+
+    part.unpin()?;
+    whole.unpin()?;
+    expect(Vec::new())
 }
