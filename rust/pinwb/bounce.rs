@@ -529,7 +529,8 @@ fn copy_piece(dest: BioVec, range: &FolioRange<'_>, piece: &Piece, i_size: i64) 
 ///
 /// `needs_copy` is asked once for each range of a folio; ranges of folios that reach beyond
 /// `i_size` are copied anyway. `before_copy` is called once if there is anything to copy, `copied`
-/// for each piece of a folio with its offset in the folio and its copy, and then `after_copy` for
+/// for each piece of a folio with its offset in the folio, its copy, and whether it is inside the file,
+/// and then `after_copy` for
 /// each range that was copied, before the bio gets its new table.
 ///
 /// On error the bio is unchanged.
@@ -539,7 +540,7 @@ pub(crate) fn bounce(
     i_size: impl Fn() -> i64,
     mut needs_copy: impl FnMut(&Folio) -> bool,
     before_copy: impl FnOnce(),
-    mut copied: impl FnMut(&Folio, usize, &BioVec),
+    mut copied: impl FnMut(&Folio, usize, &BioVec, bool),
     mut after_copy: impl FnMut(&Folio),
 ) -> Result<usize> {
     if warn_once!(
@@ -610,7 +611,11 @@ pub(crate) fn bounce(
                 let dest = BioVec::new(page, (piece.dest % PAGE_SIZE) as u32, piece.len as u32);
 
                 copy_piece(dest, range, &piece, end)?;
-                copied(range.folio, range.start + piece.start, &dest);
+                let offset = range.start + piece.start;
+                // Sizes of memory, and positions in a file that there is memory for.
+                let inside = range.folio.pos() + (offset + piece.len) as i64 <= end;
+
+                copied(range.folio, offset, &dest, inside);
                 put(piece.vec, piece.begins, dest);
                 Ok(())
             },
@@ -699,7 +704,9 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
         },
         crate::writeback::is_pinned,
         crate::debug::delay_bounce,
-        |folio, offset, copy| unchanged::written(folio, offset, copy, !bio.is_sync()),
+        |folio, offset, copy, inside| {
+            unchanged::written(folio, offset, copy, inside, !bio.is_sync())
+        },
         crate::writeback::late_keep_dirty(),
     );
 
@@ -724,16 +731,5 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
 #[export]
 pub(crate) unsafe extern "C" fn __pinwb_unbounce_bio(bio: *mut bindings::bio) {
     // SAFETY: As the caller promises.
-    let bio = unsafe { Bio::from_raw(bio) };
-
-    // SAFETY: As above.
-    unsafe { unbounce(bio) };
-    if bio.is_failed() && !crate::debug::keep_hashes() {
-        // Nothing in here fails.
-        for_each_range(bio, |_, _, range| {
-            unchanged::forget(range.folio);
-            Ok(())
-        })
-        .ok();
-    }
+    unsafe { unbounce(Bio::from_raw(bio)) };
 }

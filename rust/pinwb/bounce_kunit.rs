@@ -246,7 +246,7 @@ fn bounce_simply(pools: &Pools, bio: &Bio, pinned: impl FnMut(&Folio) -> bool) -
         || i64::MAX,
         pinned,
         || (),
-        |_, _, _| (),
+        |_, _, _, _| (),
         |_| (),
     )
 }
@@ -357,7 +357,7 @@ mod tests {
             || i64::MAX,
             |_| false,
             || panic!("waited"),
-            |_, _, _| panic!("copied"),
+            |_, _, _, _| panic!("copied"),
             |_| panic!("copied"),
         )?;
 
@@ -526,7 +526,7 @@ mod tests {
             || i_size,
             |_| false,
             || (),
-            |_, _, _| (),
+            |_, _, _, _| (),
             |_| (),
         )?;
         assert!(copied == 2 * PAGE_SIZE);
@@ -545,7 +545,7 @@ mod tests {
             || i_size,
             |_| false,
             || (),
-            |_, _, _| (),
+            |_, _, _, _| (),
             |_| (),
         )?;
         assert!(copied == 0);
@@ -568,7 +568,7 @@ mod tests {
             || i_size.load(Relaxed),
             |_| true,
             || i_size.store(3000, Relaxed),
-            |_, _, _| (),
+            |_, _, _, _| (),
             |_| (),
         )?;
 
@@ -611,7 +611,7 @@ mod tests {
             || i64::MAX,
             |_| true,
             || (),
-            |_, _, _| (),
+            |_, _, _, _| (),
             |_| (),
         )?;
         assert!(copied == 0);

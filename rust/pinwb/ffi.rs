@@ -120,6 +120,23 @@ pub(crate) unsafe extern "C" fn __pinwb_folio_unchanged(folio: *const bindings::
     writeback::is_exempt(folio) && unchanged::is_unchanged(folio)
 }
 
+/// See `pinwb_folio_cut()`.
+///
+/// # Safety
+///
+/// The folio is valid.
+#[export]
+pub(crate) unsafe extern "C" fn __pinwb_folio_cut(folio: *const bindings::folio) {
+    // SAFETY: By the caller's promise.
+    unchanged::forget(unsafe { Folio::from_raw(folio) });
+}
+
+/// See `pinwb_writeback_failed()`.
+#[export]
+pub(crate) extern "C" fn __pinwb_writeback_failed() {
+    unchanged::forget_all();
+}
+
 /// See `pinwb_folio_removed()`.
 ///
 /// # Safety

@@ -625,7 +625,7 @@ bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place)
  * @buf: for the name
  * @len: bytes in @buf
  *
- * Context: process context; may sleep.
+ * Context: process context.
  *
  * Return: its path from the root of the filesystem, in @buf; NULL if the file
  * has no name that is in memory, or the folio is elsewhere by now.
@@ -640,19 +640,14 @@ const char *pinwb_folio_path(unsigned long pfn, const struct inode *of,
 
 	if (!folio)
 		return NULL;
+	/* Without references to inode and dentry, which unmounting would find */
 	rcu_read_lock();
 	inode = pinwb_folio_inode(folio);
-	inode = inode && inode == of ? igrab(inode) : NULL;
-	rcu_read_unlock();
-	folio_put(folio);
-	if (!inode)
-		return NULL;
-
-	dentry = d_find_alias(inode);
+	dentry = inode && inode == of ? d_find_alias_rcu(inode) : NULL;
 	if (dentry)
 		path = dentry_path_raw(dentry, buf, len);
-	dput(dentry);
-	iput(inode);
+	rcu_read_unlock();
+	folio_put(folio);
 	return IS_ERR(path) ? NULL : path;
 }
 

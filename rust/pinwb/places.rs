@@ -38,7 +38,7 @@ pub(crate) struct FilePins {
 impl FilePins {
     /// A path of the file, from the root of its filesystem, if there is one in memory.
     ///
-    /// Context: process context, may sleep.
+    /// Context: process context.
     pub(crate) fn path<'a>(&self, buffer: &'a mut [u8]) -> Option<&'a CStr> {
         // CAST: The buffer is a page.
         let len = buffer.len() as c_int;

@@ -26,11 +26,18 @@
 //!
 //! - by the last unpin: the page may become another file's;
 //! - when a copy is written of which no hash is taken, for fsync;
-//! - when writing failed.
+//! - when a part of the folio is truncated or punched out: it stays, but its blocks don't.
 //!
 //! It is set for the folio, and the hashes are one for each of its pages: before it is set they are
 //! all made 0, which is no hash. Only the writeback that the folio is under does that and stores
 //! hashes, so that nobody else does at the same time.
+//!
+//! When a write fails, others are lost with it: those of the same I/O completion, and all whose
+//! blocks were to be made valid together. So any error of a mapping with pins makes all hashes
+//! invalid, by the epoch that they are stored with. Errors are rare.
+//!
+//! A page that reaches beyond the end of the file has no hash: zeroes that are appended change the
+//! file and not the page, and the filesystem may wait for writeback to store the new size.
 //!
 //! A direct write to a pinned range, which the page cache does not see, is not overwritten by the
 //! periodic pass then, but by the next fsync.
@@ -59,20 +66,31 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
-    sync::atomic::Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        barrier::smp_rmb, //
+    }, //
 };
 
 /// The hashes by PFN, or 0.
 static HASHES: Radix<NowaitMemory> = Radix::new(NowaitMemory);
 
-/// The hash of a page's content; never 0.
+/// Counts errors of writeback, see the top.
+static EPOCH: Atomic<u64> = Atomic::new(0);
+
+/// The hash of a page's content, as it is stored now; never 0.
 ///
 /// # Safety
 ///
 /// `data` must be valid for reading [`PAGE_SIZE`] bytes, and not poisoned. They may change meanwhile.
 unsafe fn hash(data: *const u8) -> u64 {
     // SAFETY: By the caller's promise.
-    unsafe { bindings::pinwb_hash_page(data.cast()) }.max(1)
+    let hash = unsafe { bindings::pinwb_hash_page(data.cast()) };
+
+    (hash ^ EPOCH.load(Relaxed)).max(1)
 }
 
 /// Makes sure that the folio has a hash, or 0, for each of its pages.
@@ -92,14 +110,12 @@ fn begin(folio: &Folio) -> Result {
 
 /// A piece of a folio, from byte `offset` on, was copied and is about to be written.
 ///
-/// `remember` says whether to take a hash: if nobody waits for the write.
+/// `remember` says whether to take a hash: if nobody waits for the write. The piece is `inside` if it
+/// does not reach beyond the end of the file.
 ///
 /// Context: process context, folio under writeback.
-pub(crate) fn written(folio: &Folio, offset: usize, copy: &BioVec, remember: bool) {
-    // SAFETY: Plain memory, which may change any time.
-    let write_all = unsafe { (&raw const bindings::pinwb_write_unchanged).read_volatile() };
-
-    if !remember || write_all {
+pub(crate) fn written(folio: &Folio, offset: usize, copy: &BioVec, inside: bool, remember: bool) {
+    if !remember || write_all() {
         if !debug::keep_hashes() {
             forget(folio);
         }
@@ -109,7 +125,7 @@ pub(crate) fn written(folio: &Folio, offset: usize, copy: &BioVec, remember: boo
         return;
     }
 
-    let whole = offset % PAGE_SIZE == 0 && copy.len() as usize == PAGE_SIZE;
+    let whole = inside && offset % PAGE_SIZE == 0 && copy.len() as usize == PAGE_SIZE;
     // SAFETY: The copy is a page of the pool's, which nobody else writes to.
     let hash = if whole {
         unsafe { hash(copy.virt()) }
@@ -119,6 +135,23 @@ pub(crate) fn written(folio: &Folio, offset: usize, copy: &BioVec, remember: boo
 
     if let Some(word) = HASHES.word(folio.pfn() + offset / PAGE_SIZE) {
         word.store(hash, Relaxed);
+    }
+}
+
+/// Is everything to be written in each interval (sysctl)?
+fn write_all() -> bool {
+    // SAFETY: Plain memory, which may change any time.
+    unsafe { (&raw const bindings::pinwb_write_unchanged).read_volatile() }
+}
+
+/// Writeback of some mapping with pins has failed.
+///
+/// Context: any.
+pub(crate) fn forget_all() {
+    if !debug::keep_hashes() {
+        // ORDERING: The end of the failed writeback comes after this and is ordered; pairs with the
+        // barrier in `is_unchanged()`.
+        EPOCH.add(1u64, Relaxed);
     }
 }
 
@@ -139,7 +172,12 @@ pub(crate) fn forget(folio: &Folio) {
 pub(crate) fn is_unchanged(folio: &Folio) -> bool {
     let first = folio.pfn();
 
-    if !LEDGER.get(first).is_hashed() || folio.is_writeback() {
+    if write_all() || folio.is_writeback() {
+        return false;
+    }
+    // ORDERING: Whether the last writeback failed was said before it ended.
+    smp_rmb();
+    if !LEDGER.get(first).is_hashed() {
         return false;
     }
     // Memory that is poisoned must not be read but by who survives that.

@@ -7,6 +7,7 @@ use crate::{
     ledger::LEDGER,
     unchanged::{
         forget,
+        forget_all,
         is_unchanged,
         written, //
     }, //
@@ -50,7 +51,7 @@ impl PinnedFolio {
     fn write(&self, page: usize, remember: bool) {
         let copy = BioVec::new(self.0.page(page), 0, PAGE_SIZE as u32);
 
-        written(self.folio(), page * PAGE_SIZE, &copy, remember);
+        written(self.folio(), page * PAGE_SIZE, &copy, true, remember);
     }
 
     fn write_all(&self) {
@@ -102,12 +103,39 @@ mod tests {
         let half = BioVec::new(pinned.0.page(1), 0, PAGE_SIZE as u32 / 2);
 
         pinned.write_all();
-        written(pinned.folio(), PAGE_SIZE, &half, true);
+        written(pinned.folio(), PAGE_SIZE, &half, true, true);
         assert!(!is_unchanged(pinned.folio()));
         Ok(())
     }
 
-    /// What fsync wrote, or could not be written, is not what was hashed.
+    /// Zeroes may be appended to the file without a change of the page.
+    #[test]
+    fn pages_at_the_end_are_not_compared() -> Result {
+        let pinned = PinnedFolio::new()?;
+        let last = BioVec::new(pinned.0.page(PAGES - 1), 0, PAGE_SIZE as u32);
+
+        pinned.write_all();
+        written(pinned.folio(), (PAGES - 1) * PAGE_SIZE, &last, false, true);
+        assert!(!is_unchanged(pinned.folio()));
+        Ok(())
+    }
+
+    /// With one write that fails others may be lost that were said to have ended well.
+    #[test]
+    fn errors_make_all_forgotten() -> Result {
+        let [one, other] = [PinnedFolio::new()?, PinnedFolio::new()?];
+
+        one.write_all();
+        other.write_all();
+        forget_all();
+        assert!(!is_unchanged(one.folio()));
+        assert!(!is_unchanged(other.folio()));
+        one.write_all();
+        assert!(is_unchanged(one.folio()));
+        Ok(())
+    }
+
+    /// What fsync wrote, or has lost its blocks, is not what was hashed.
     #[test]
     fn other_writes_make_it_forgotten() -> Result {
         let pinned = PinnedFolio::new()?;

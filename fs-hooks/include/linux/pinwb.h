@@ -139,6 +139,8 @@ bool __pinwb_mapping_has_pins(struct address_space *mapping);
 bool __pinwb_folio_exempt(const struct folio *folio);
 bool __pinwb_folio_unchanged(const struct folio *folio);
 void __pinwb_folio_removed(struct folio *folio);
+void __pinwb_folio_cut(const struct folio *folio);
+void __pinwb_writeback_failed(void);
 int __pinwb_remount_ro(struct super_block *sb);
 int __pinwb_swapon(struct address_space *mapping);
 void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb);
@@ -373,6 +375,34 @@ static inline void pinwb_folio_removed(struct folio *folio,
 {
 	if (mapping_was_pinned(mapping))
 		__pinwb_folio_removed(folio);
+}
+
+/**
+ * pinwb_folio_cut - a folio stays in its file, but loses some of its blocks
+ * @folio: the folio, locked
+ * @mapping: its mapping
+ *
+ * What was written of it is not on the disk any more.
+ */
+static inline void pinwb_folio_cut(const struct folio *folio,
+				   const struct address_space *mapping)
+{
+	if (mapping_was_pinned(mapping))
+		__pinwb_folio_cut(folio);
+}
+
+/**
+ * pinwb_writeback_failed - something could not be written
+ * @mapping: the mapping that has the error
+ *
+ * To be called before the writeback ends.
+ *
+ * Context: any.
+ */
+static inline void pinwb_writeback_failed(const struct address_space *mapping)
+{
+	if (mapping_was_pinned(mapping))
+		__pinwb_writeback_failed();
 }
 
 /**
@@ -740,6 +770,15 @@ static inline bool pinwb_skip_folio(const struct folio *folio,
 
 static inline void pinwb_folio_removed(struct folio *folio,
 				       const struct address_space *mapping)
+{
+}
+
+static inline void pinwb_folio_cut(const struct folio *folio,
+				   const struct address_space *mapping)
+{
+}
+
+static inline void pinwb_writeback_failed(const struct address_space *mapping)
 {
 }
 

@@ -241,13 +241,6 @@ impl Bio {
         unsafe { (*self.as_raw()).bi_opf & (1 << bindings::req_flag_bits___REQ_SYNC) != 0 }
     }
 
-    /// Returns whether the I/O has failed.
-    #[inline]
-    pub fn is_failed(&self) -> bool {
-        // SAFETY: The bio is alive by the type invariants.
-        unsafe { (*self.as_raw()).bi_status != 0 }
-    }
-
     /// Returns whether `flag` is set.
     #[inline]
     pub fn is_flagged(&self, flag: Flag) -> bool {

@@ -15,7 +15,10 @@ use crate::cgroup::Cgroup;
 use crate::context::{create, Context};
 use crate::device::Kind;
 use crate::diag;
+use crate::disk;
 use crate::holder::{Holder, Orders};
+use crate::kmsg;
+use crate::layer::{Layer, Outage};
 use crate::ledger::{self, Stats};
 use crate::stamp::Stamp;
 use crate::tap::{Invariant, Test};
@@ -42,6 +45,9 @@ pub const TESTS: &[Test] = &[
     Test::new("limits.interval", interval),
     Test::new("limits.unchanged", unchanged),
     Test::new("limits.written_back_again", written_back_again).without("keep_hashes"),
+    Test::new("limits.written_after_error", written_after_error)
+        .on(Layer::Failing)
+        .without("keep_hashes"),
 ];
 
 const LEN: u64 = 8 * MIB;
@@ -277,8 +283,10 @@ fn interval(context: &Context) -> Result<()> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
-    let _all = Sysctl::set(WRITE_UNCHANGED, "1")?;
+    let before = bounced()?;
     let _intervals = short_intervals()?;
+    expect_flusher_writes(LEN, before, "what was pinned")?;
+    let _all = Sysctl::set(WRITE_UNCHANGED, "1")?;
     let before = bounced()?;
     let start = Instant::now();
     thread::sleep(EXPIRE * 4);
@@ -300,8 +308,8 @@ fn unchanged(context: &Context) -> Result<()> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
-    let _intervals = short_intervals()?;
     let before = bounced()?;
+    let _intervals = short_intervals()?;
     expect_flusher_writes(LEN, before, "what was pinned")?;
 
     let (written, seen) = (bounced()?, Stats::read()?.get("unchanged_bytes"));
@@ -345,8 +353,8 @@ fn unchanged(context: &Context) -> Result<()> {
 fn written_back_again(context: &Context) -> Result<()> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(1)?;
-    let _intervals = short_intervals()?;
     let before = bounced()?;
+    let _intervals = short_intervals()?;
     expect_flusher_writes(LEN, before, "the first contents")?;
 
     pinned.write(2)?;
@@ -356,4 +364,37 @@ fn written_back_again(context: &Context) -> Result<()> {
     expect_flusher_writes(LEN, before, "the first contents, which came back")?;
     thread::sleep(EXPIRE);
     pinned.expect_on_disk(context, 1)
+}
+
+/// What could not be written is written by the flusher once it can be, whether or not it changed.
+fn written_after_error(context: &Context) -> Result<()> {
+    kmsg::expect("Buffer I/O error");
+    kmsg::expect("failed to convert unwritten extents");
+    kmsg::expect("BTRFS error");
+    let len = MIB;
+    let stamp = Stamp::fresh();
+    let file = context.written("file", len, stamp, len as usize)?;
+    let places = disk::rewritten_at(&file, 0..len)?;
+    let mut pinned = Pinned::new(Kind::Uring, file, stamp)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+
+    // Set once: a change of the wake-up interval has the flusher write all there is.
+    let before = bounced()?;
+    let _intervals = short_intervals()?;
+    expect_flusher_writes(len, before, "what was pinned")?;
+    let outage = Outage::of(&places)?;
+    let before = bounced()?;
+    pinned.write(2)?;
+    expect_flusher_writes(len, before, "what can't be written")?;
+    thread::sleep(Duration::from_millis(500));
+    if pinned.expect_on_disk(context, 2).is_ok() {
+        bail!("it was written while the disk was away");
+    }
+    drop(outage);
+
+    let before = bounced()?;
+    expect_flusher_writes(len, before, "what could not be written")?;
+    thread::sleep(EXPIRE);
+    pinned.expect_on_disk(context, 2)
 }

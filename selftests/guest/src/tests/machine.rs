@@ -84,15 +84,16 @@ fn snapshot(context: &Context) -> Result<()> {
 }
 
 /// fsync(2) of what the device wrote while the disk could perhaps not be written: if it returns 0 the data
-/// is there.
-fn sync_or_fail(context: &Context, pinned: &Pinned, round: u32) -> Result<()> {
+/// is there. Returns whether it did.
+fn sync_or_fail(context: &Context, pinned: &Pinned, round: u32) -> Result<bool> {
     match pinned.file.sync_all() {
         Ok(()) => pinned
             .expect_on_disk(context, round)
-            .context("fsync returned 0"),
+            .context("fsync returned 0")
+            .map(|()| true),
         Err(error) => {
             diag!("fsync: {error}");
-            Ok(())
+            Ok(false)
         }
     }
 }
@@ -118,7 +119,7 @@ fn sysrq_u(context: &Context) -> Result<()> {
         bail!("the filesystem was not remounted");
     }
     pinned.write(2)?;
-    sync_or_fail(context, &pinned, 2)?;
+    let synced = sync_or_fail(context, &pinned, 2)?;
     let Pinned {
         device,
         map,
@@ -130,8 +131,12 @@ fn sysrq_u(context: &Context) -> Result<()> {
     drop((map, file));
     context.remount_checked()?;
     let file = context.open("file")?;
-    expect_contents(&file, range.clone(), stamp.round(1))
-        .or_else(|_| expect_contents(&file, range, stamp.round(2)))
+    let second = expect_contents(&file, range.clone(), stamp.round(2));
+    match synced {
+        true => second,
+        // It may have been written nevertheless.
+        false => second.or_else(|_| expect_contents(&file, range, stamp.round(1))),
+    }
 }
 
 /// blockdev --setro of a disk that is mounted: the block layer complains of writes, and does them.
@@ -142,9 +147,10 @@ fn setro(context: &Context) -> Result<()> {
     pinned.write(1)?;
     pinned.file.sync_all()?;
     set("--setro")?;
-    pinned.write(2)?;
+    let written = pinned.write(2);
     let synced = sync_or_fail(context, &pinned, 2);
     set("--setrw")?;
+    written?;
     synced?;
     pinned.write(3)?;
     pinned
@@ -152,6 +158,15 @@ fn setro(context: &Context) -> Result<()> {
         .sync_all()
         .context("fsync with the disk writable")?;
     pinned.expect_on_disk(context, 3)
+}
+
+/// Has a SCSI host look for its disks again, when dropped.
+struct Rescan(String);
+
+impl Drop for Rescan {
+    fn drop(&mut self) {
+        let _ = fs::write(format!("/sys/class/scsi_host/{}/scan", self.0), "- - -");
+    }
 }
 
 /// The SCSI host of a disk, as sysfs names it.
@@ -194,7 +209,7 @@ fn removed(context: &Context) -> Result<()> {
     pinned.file.sync_all()?;
     let name = disk.file_name().context("a disk without a name")?;
     let device = Path::new("/sys/block").join(name).join("device");
-    let host = scsi_host(&device)?;
+    let unplugged = Rescan(scsi_host(&device)?);
     fs::write(device.join("delete"), "1")?;
     pinned.write(2)?;
     let synced = pinned.file.sync_all();
@@ -210,7 +225,7 @@ fn removed(context: &Context) -> Result<()> {
     filesystem::unmount(&directory).context("without the disk")?;
 
     // Its name may be another one.
-    fs::write(format!("/sys/class/scsi_host/{host}/scan"), "- - -")?;
+    drop(unplugged);
     let back = || Ok(layer::protected_disk()?.is_some_and(|disk| disk.exists()));
     if !wait_until(Duration::from_secs(10), back)? {
         bail!("the disk did not come back");
