@@ -529,9 +529,8 @@ fn copy_piece(dest: BioVec, range: &FolioRange<'_>, piece: &Piece, i_size: i64) 
 ///
 /// `needs_copy` is asked once for each range of a folio; ranges of folios that reach beyond
 /// `i_size` are copied anyway. `before_copy` is called once if there is anything to copy, `copied`
-/// for each piece of a folio with its offset in the folio, its copy, and whether it is inside the file,
-/// and then `after_copy` for
-/// each range that was copied, before the bio gets its new table.
+/// for each piece of a folio with its offset in the folio, its copy, and whether it is inside the
+/// file, and then `after_copy` for each range that was copied, before the bio gets its new table.
 ///
 /// On error the bio is unchanged.
 pub(crate) fn bounce(
@@ -694,6 +693,8 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
 
     // SAFETY: As the caller promises.
     let bio = unsafe { Bio::from_raw(bio) };
+    let hashed = unchanged::are_taken_of(bio);
+    let mut late_keep_dirty = crate::writeback::late_keep_dirty();
     let result = bounce(
         || pools().map(NonNull::from),
         bio,
@@ -705,9 +706,16 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
         crate::writeback::is_pinned,
         crate::debug::delay_bounce,
         |folio, offset, copy, inside| {
-            unchanged::written(folio, offset, copy, inside, !bio.is_sync())
+            if hashed {
+                unchanged::written(folio, offset, copy, inside);
+            }
         },
-        crate::writeback::late_keep_dirty(),
+        |folio| {
+            if !hashed {
+                unchanged::written_unseen(folio);
+            }
+            late_keep_dirty(folio);
+        },
     );
 
     match result {

@@ -59,7 +59,10 @@ use crate::{
 use kernel::{
     alloc::flags::__GFP_NOWARN,
     bindings,
-    block::bio::BioVec,
+    block::bio::{
+        Bio,
+        BioVec, //
+    },
     mm::folio::Folio,
     page::{
         Page,
@@ -108,19 +111,27 @@ fn begin(folio: &Folio) -> Result {
     Ok(())
 }
 
-/// A piece of a folio, from byte `offset` on, was copied and is about to be written.
-///
-/// `remember` says whether to take a hash: if nobody waits for the write. The piece is `inside` if it
-/// does not reach beyond the end of the file.
+/// Are hashes to be taken of what a bio writes? If nobody waits for it.
+pub(crate) fn are_taken_of(bio: &Bio) -> bool {
+    !bio.is_sync() && !write_all()
+}
+
+/// A folio was copied and is about to be written, and no hash was taken.
 ///
 /// Context: process context, folio under writeback.
-pub(crate) fn written(folio: &Folio, offset: usize, copy: &BioVec, inside: bool, remember: bool) {
-    if !remember || write_all() {
-        if !debug::keep_hashes() {
-            forget(folio);
-        }
-        return;
+pub(crate) fn written_unseen(folio: &Folio) {
+    if !debug::keep_hashes() {
+        forget(folio);
     }
+}
+
+/// Takes the hash of a piece of a folio, from byte `offset` on, that was copied and is about to be
+/// written.
+///
+/// The piece is `inside` if it does not reach beyond the end of the file.
+///
+/// Context: process context, folio under writeback.
+pub(crate) fn written(folio: &Folio, offset: usize, copy: &BioVec, inside: bool) {
     if begin(folio).is_err() {
         return;
     }
@@ -181,7 +192,7 @@ pub(crate) fn is_unchanged(folio: &Folio) -> bool {
         return false;
     }
     // Memory that is poisoned must not be read but by who survives that.
-    let Ok(scratch) = Page::alloc_page(GFP_NOWAIT | __GFP_NOWARN) else {
+    let Ok(page) = Page::alloc_page(GFP_NOWAIT | __GFP_NOWARN) else {
         return false;
     };
     let virt = |page: *mut bindings::page| {
@@ -189,7 +200,7 @@ pub(crate) fn is_unchanged(folio: &Folio) -> bool {
         // on 64BIT).
         unsafe { BioVec::new(page, 0, PAGE_SIZE as u32).virt() }
     };
-    let (from, scratch) = (virt(folio.as_raw().cast()), virt(scratch.as_ptr()));
+    let (from, scratch) = (virt(folio.as_raw().cast()), virt(page.as_ptr()));
 
     let unchanged = (0..folio.nr_pages()).all(|nr| {
         let stored = HASHES.word(first + nr).map_or(0, |word| word.load(Relaxed));

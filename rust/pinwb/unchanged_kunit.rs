@@ -9,7 +9,8 @@ use crate::{
         forget,
         forget_all,
         is_unchanged,
-        written, //
+        written,
+        written_unseen, //
     }, //
 };
 use kernel::{
@@ -48,14 +49,14 @@ impl PinnedFolio {
     }
 
     /// Says that a page of the folio goes to the disk as it is.
-    fn write(&self, page: usize, remember: bool) {
+    fn write(&self, page: usize) {
         let copy = BioVec::new(self.0.page(page), 0, PAGE_SIZE as u32);
 
-        written(self.folio(), page * PAGE_SIZE, &copy, true, remember);
+        written(self.folio(), page * PAGE_SIZE, &copy, true);
     }
 
     fn write_all(&self) {
-        (0..PAGES).for_each(|page| self.write(page, true));
+        (0..PAGES).for_each(|page| self.write(page));
     }
 }
 
@@ -89,9 +90,9 @@ mod tests {
     fn part_is_not_enough() -> Result {
         let pinned = PinnedFolio::new()?;
 
-        (0..PAGES - 1).for_each(|page| pinned.write(page, true));
+        (0..PAGES - 1).for_each(|page| pinned.write(page));
         assert!(!is_unchanged(pinned.folio()));
-        pinned.write(PAGES - 1, true);
+        pinned.write(PAGES - 1);
         assert!(is_unchanged(pinned.folio()));
         Ok(())
     }
@@ -103,7 +104,7 @@ mod tests {
         let half = BioVec::new(pinned.0.page(1), 0, PAGE_SIZE as u32 / 2);
 
         pinned.write_all();
-        written(pinned.folio(), PAGE_SIZE, &half, true, true);
+        written(pinned.folio(), PAGE_SIZE, &half, true);
         assert!(!is_unchanged(pinned.folio()));
         Ok(())
     }
@@ -115,7 +116,7 @@ mod tests {
         let last = BioVec::new(pinned.0.page(PAGES - 1), 0, PAGE_SIZE as u32);
 
         pinned.write_all();
-        written(pinned.folio(), (PAGES - 1) * PAGE_SIZE, &last, false, true);
+        written(pinned.folio(), (PAGES - 1) * PAGE_SIZE, &last, false);
         assert!(!is_unchanged(pinned.folio()));
         Ok(())
     }
@@ -141,7 +142,7 @@ mod tests {
         let pinned = PinnedFolio::new()?;
 
         pinned.write_all();
-        pinned.write(PAGES - 1, false);
+        written_unseen(pinned.folio());
         assert!(!is_unchanged(pinned.folio()));
 
         pinned.write_all();
@@ -162,7 +163,7 @@ mod tests {
         assert!(!is_unchanged(pinned.folio()));
         pinned.pin()?;
         assert!(!is_unchanged(pinned.folio()));
-        pinned.write(0, true);
+        pinned.write(0);
         assert!(!is_unchanged(pinned.folio()));
         Ok(())
     }
