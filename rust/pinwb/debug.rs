@@ -22,7 +22,8 @@ mod switches {
         }, //
     };
 
-    /// Declares the switches, on if not 0: a static each, a function that reads it, and their debugfs files.
+    /// Declares the switches, on if not 0: a static each, a function that reads it, and their debugfs
+    /// files.
     macro_rules! switches {
         ($($(#[$doc:meta])* $name:ident: $file:literal => $switch:ident;)*) => {
             $(

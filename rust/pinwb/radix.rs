@@ -15,7 +15,8 @@ use kernel::{
             __GFP_NOWARN,
             __GFP_ZERO, //
         },
-        AllocError, //
+        AllocError,
+        Flags, //
     },
     prelude::*,
     sync::atomic::{
@@ -55,20 +56,24 @@ pub(crate) trait TableSource {
     unsafe fn discard<T>(&self, table: *mut T);
 }
 
+fn zeroed_table<T>(flags: Flags) -> Result<*mut T, AllocError> {
+    let table = KVBox::<T>::new_uninit(flags | __GFP_ZERO | __GFP_NOWARN)?;
+
+    Ok(KVBox::into_raw(table).cast())
+}
+
 /// Tables from the kernel's allocator.
 pub(crate) struct KernelMemory;
 
 impl TableSource for KernelMemory {
     fn zeroed<T>(&self) -> Result<*mut T, AllocError> {
         // The pin fails with ENOMEM, and whoever asked for it is told.
-        let flags = GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN;
-
-        Ok(KVBox::into_raw(KVBox::<T>::new_uninit(flags)?).cast())
+        zeroed_table(GFP_KERNEL)
     }
 
     unsafe fn discard<T>(&self, table: *mut T) {
-        // SAFETY: By the caller's promise `table` came from `zeroed()` above, which leaked a
-        // `KVBox<MaybeUninit<T>>`, and nobody else uses it.
+        // SAFETY: By the caller's promise `table` came from `zeroed_table()` above, which
+        // leaked a `KVBox<MaybeUninit<T>>`, and nobody else uses it.
         drop(unsafe { KVBox::<core::mem::MaybeUninit<T>>::from_raw(table.cast()) });
     }
 }
@@ -78,9 +83,7 @@ pub(crate) struct NowaitMemory;
 
 impl TableSource for NowaitMemory {
     fn zeroed<T>(&self) -> Result<*mut T, AllocError> {
-        let flags = GFP_NOWAIT | __GFP_ZERO | __GFP_NOWARN;
-
-        Ok(KVBox::into_raw(KVBox::<T>::new_uninit(flags)?).cast())
+        zeroed_table(GFP_NOWAIT)
     }
 
     unsafe fn discard<T>(&self, table: *mut T) {

@@ -2,8 +2,8 @@
 
 //! Long random histories of the ledger, against plain arithmetic, with proptest.
 //!
-//! `entry.rs`, `ledger.rs` and `radix.rs` are the files of the kernel, with the tables in their real size. What
-//! fails is shrunk to the shortest history that does.
+//! `entry.rs`, `ledger.rs` and `radix.rs` are the files of the kernel, with the tables in their real
+//! size. What fails is shrunk to the shortest history that does.
 
 extern crate self as kernel;
 
