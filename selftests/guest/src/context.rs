@@ -176,11 +176,16 @@ impl Context {
     /// Images the disk as a power cut would leave it, mounts the image, with journal recovery, and has it
     /// looked at in that directory. The image is then checked.
     pub fn after_power_cut(&self, look: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        self.with_copy(self.raw()?, look)
+    }
+
+    /// [`Context::with_image`] for a copy of a disk.
+    pub fn with_copy(&self, disk: &RawDisk, look: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let image = self.work.join("power-cut.img");
-        self.raw()?.copy_sparse(self.size, &image)?;
-        let compared = self.with_image(&image, look);
+        disk.copy_sparse(self.size, &image)?;
+        let seen = self.with_image(&image, look);
         let _ = fs::remove_file(&image);
-        compared
+        seen
     }
 
     /// Mounts an image of a power cut, with journal recovery, has it looked at, and checks it afterwards.

@@ -53,7 +53,7 @@ pub struct Device {
     pub raw: PathBuf,
     /// Bytes for the filesystem.
     pub size: u64,
-    teardown: Option<Teardown>,
+    _teardown: Option<Teardown>,
     /// What the device lies on; goes after it.
     _pieces: Vec<LoopDevice>,
 }
@@ -64,13 +64,12 @@ const INTEGRITY_SIZE: u64 = 32 * MIB;
 impl Device {
     /// Lets go of what a test that was killed may have held.
     pub fn release(&self) {
-        if self.teardown.is_some() && self.path.ends_with(HELD) {
-            let _ = dmsetup(&["resume", HELD]);
+        for name in [HELD, snapshot::ORIGIN] {
+            if self.path.ends_with(name) {
+                let _ = dmsetup(&["resume", name]);
+            }
         }
-        if self.teardown.is_some() && self.path.ends_with(snapshot::ORIGIN) {
-            let _ = dmsetup(&["resume", snapshot::ORIGIN]);
-        }
-        if self.teardown.is_some() && self.path.ends_with(FAILING) {
+        if self.path.ends_with(FAILING) {
             let _ = repair();
         }
     }
@@ -90,51 +89,22 @@ impl Layer {
         match self {
             Layer::None => bail!("no device was asked for"),
             Layer::Disk => {
-                let (disk, view) = pair(disk, view)?;
-                let size = size.min(disk::device_size(disk)?);
-                disk::zero(disk, size)?;
+                let (disk, view, size) = zeroed(disk, view, size)?;
                 Ok(Device {
                     path: disk.to_owned(),
                     raw: view.to_owned(),
                     size,
-                    teardown: None,
+                    _teardown: None,
                     _pieces: Vec::new(),
                 })
             }
             Layer::Integrity => integrity(pair(disk, view)?.0),
             Layer::Raid5 => raid5(),
             Layer::Protection => protection(),
-            Layer::Held => {
-                let (disk, view) = pair(disk, view)?;
-                let size = size.min(disk::device_size(disk)?);
-                disk::zero(disk, size)?;
-                held(disk, view, size)
-            }
-            Layer::LogWrites => {
-                let (disk, view) = pair(disk, view)?;
-                let size = size.min(disk::device_size(disk)?).min(LOGGED_SIZE);
-                disk::zero(disk, size)?;
-                logged(disk, view, size)
-            }
-            Layer::Origin => {
-                let (disk, view) = pair(disk, view)?;
-                let size = size.min(disk::device_size(disk)?);
-                disk::zero(disk, size)?;
-                snapshot::tear_down();
-                Ok(Device {
-                    path: snapshot::set_up(disk, size)?,
-                    raw: view.to_owned(),
-                    size,
-                    teardown: Some(Teardown(snapshot::tear_down)),
-                    _pieces: Vec::new(),
-                })
-            }
-            Layer::Failing => {
-                let (disk, view) = pair(disk, view)?;
-                let size = size.min(disk::device_size(disk)?);
-                disk::zero(disk, size)?;
-                failing(disk, view, size)
-            }
+            Layer::Held => held(zeroed(disk, view, size)?),
+            Layer::LogWrites => logged(zeroed(disk, view, size.min(LOGGED_SIZE))?),
+            Layer::Origin => origin(zeroed(disk, view, size)?),
+            Layer::Failing => failing(zeroed(disk, view, size)?),
         }
     }
 }
@@ -144,6 +114,19 @@ fn pair<'a>(disk: Option<&'a Path>, view: Option<&'a Path>) -> Result<(&'a Path,
         (Some(disk), Some(view)) => Ok((disk, view)),
         _ => bail!("no test disk: neither serial numbers pinwb-disk0 and pinwb-view0 nor options"),
     }
+}
+
+/// Of the test disk, and of what shows what is on it, the first bytes, which are zeroes: `size` of them, if
+/// there are as many.
+fn zeroed<'a>(
+    disk: Option<&'a Path>,
+    view: Option<&'a Path>,
+    size: u64,
+) -> Result<(&'a Path, &'a Path, u64)> {
+    let (disk, view) = pair(disk, view)?;
+    let size = size.min(disk::device_size(disk)?);
+    disk::zero(disk, size)?;
+    Ok((disk, view, size))
 }
 
 const INTEGRITY: &str = "pinwb-integrity";
@@ -198,7 +181,7 @@ fn integrity(disk: &Path) -> Result<Device> {
         raw: path.clone(),
         path,
         size,
-        teardown: Some(teardown),
+        _teardown: Some(teardown),
         _pieces: Vec::new(),
     })
 }
@@ -279,7 +262,7 @@ fn raid5() -> Result<Device> {
         raw: path.clone(),
         size: RAID_PIECE_SIZE * (RAID_PIECES as u64 - 1),
         path,
-        teardown: Some(teardown),
+        _teardown: Some(teardown),
         _pieces: pieces,
     })
 }
@@ -326,7 +309,18 @@ fn protection() -> Result<Device> {
         raw: path.clone(),
         size,
         path,
-        teardown: None,
+        _teardown: None,
+        _pieces: Vec::new(),
+    })
+}
+
+fn origin((disk, view, size): (&Path, &Path, u64)) -> Result<Device> {
+    snapshot::tear_down();
+    Ok(Device {
+        path: snapshot::set_up(disk, size)?,
+        raw: view.to_owned(),
+        size,
+        _teardown: Some(Teardown(snapshot::tear_down)),
         _pieces: Vec::new(),
     })
 }
@@ -338,7 +332,7 @@ fn remove_held() {
     let _ = dmsetup(&["remove", "--retry", HELD]);
 }
 
-fn held(disk: &Path, view: &Path, size: u64) -> Result<Device> {
+fn held((disk, view, size): (&Path, &Path, u64)) -> Result<Device> {
     linear(HELD, remove_held, disk, view, size)
 }
 
@@ -356,7 +350,7 @@ fn linear(name: &str, remove: fn(), disk: &Path, view: &Path, size: u64) -> Resu
         path: Path::new("/dev/mapper").join(name),
         raw: view.to_owned(),
         size,
-        teardown: Some(Teardown(remove)),
+        _teardown: Some(Teardown(remove)),
         _pieces: Vec::new(),
     })
 }
@@ -401,7 +395,7 @@ fn remove_logged() {
     let _ = dmsetup(&["remove", "--retry", LOGGED]);
 }
 
-fn logged(disk: &Path, view: &Path, size: u64) -> Result<Device> {
+fn logged((disk, view, size): (&Path, &Path, u64)) -> Result<Device> {
     let log = log_disk()?;
     if Path::new("/dev/mapper").join(LOGGED).exists() {
         remove_logged();
@@ -419,7 +413,7 @@ fn logged(disk: &Path, view: &Path, size: u64) -> Result<Device> {
         path: Path::new("/dev/mapper").join(LOGGED),
         raw: view.to_owned(),
         size,
-        teardown: Some(Teardown(remove_logged)),
+        _teardown: Some(Teardown(remove_logged)),
         _pieces: Vec::new(),
     })
 }
@@ -431,7 +425,7 @@ fn remove_failing() {
     let _ = dmsetup(&["remove", "--retry", FAILING]);
 }
 
-fn failing(disk: &Path, view: &Path, size: u64) -> Result<Device> {
+fn failing((disk, view, size): (&Path, &Path, u64)) -> Result<Device> {
     linear(FAILING, remove_failing, disk, view, size)
 }
 

@@ -159,6 +159,21 @@ impl Drop for Sysctl {
     }
 }
 
+/// Makes the flusher come by every `wake`, for data that is older than `expire`. It comes once at once, and
+/// for everything.
+pub fn flusher_interval(expire: Duration, wake: Duration) -> Result<[Sysctl; 2]> {
+    let set = |name, time: Duration| Sysctl::set(name, &(time.as_millis() / 10).to_string());
+    Ok([
+        set("vm/dirty_expire_centisecs", expire)?,
+        set("vm/dirty_writeback_centisecs", wake)?,
+    ])
+}
+
+/// [`flusher_interval`] for who wants it to write all the time.
+pub fn busy_flusher() -> Result<[Sysctl; 2]> {
+    flusher_interval(Duration::from_millis(100), Duration::from_millis(100))
+}
+
 /// A file that is mapped and pinned as a whole.
 pub struct Pinned {
     pub device: Box<dyn Dma>,
@@ -199,13 +214,14 @@ impl Pinned {
         context.expect_on_disk(&self.file, self.range.clone(), self.stamp.round(round))
     }
 
+    /// Unpins, and lets go of the file.
+    pub fn release(self) -> Result<()> {
+        self.device.unpin()
+    }
+
     /// Unpins, lets go of the file, mounts the filesystem anew, and opens the file by its name.
     pub fn remount(self, context: &Context, name: &str) -> Result<File> {
-        let Self {
-            device, map, file, ..
-        } = self;
-        device.unpin()?;
-        drop((map, file));
+        self.release()?;
         context.remount()?;
         context.open(name)
     }

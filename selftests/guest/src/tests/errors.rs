@@ -210,16 +210,26 @@ fn enospc_in_writeback(context: &Context) -> Result<()> {
     context.expect_after_power_cut("file", pinned.range.clone(), pinned.stamp.round(2))
 }
 
-/// The disk does not take the data, into written blocks or into unwritten ones. When the path is back, the
-/// next fsync stores what the device wrote last.
-fn eio_in_writeback(context: &Context, unwritten: bool) -> Result<()> {
+/// A file of `len` bytes, and where on the disk its next writes go: a path that is about to go down.
+pub fn written_before_outage(
+    context: &Context,
+    len: u64,
+    stamp: Stamp,
+) -> Result<(File, Vec<Range<u64>>)> {
     kmsg::expect("Buffer I/O error");
     kmsg::expect("failed to convert unwritten extents");
     kmsg::expect("BTRFS error");
-    let len = MIB;
-    let stamp = Stamp::fresh();
     let file = context.written("file", len, stamp, len as usize)?;
     let places = disk::rewritten_at(&file, 0..len)?;
+    Ok((file, places))
+}
+
+/// The disk does not take the data, into written blocks or into unwritten ones. When the path is back, the
+/// next fsync stores what the device wrote last.
+fn eio_in_writeback(context: &Context, unwritten: bool) -> Result<()> {
+    let len = MIB;
+    let stamp = Stamp::fresh();
+    let (file, places) = written_before_outage(context, len, stamp)?;
     if unwritten {
         fallocate(&file, libc::FALLOC_FL_ZERO_RANGE, 0..len).context("zero")?;
         file.sync_all()?;

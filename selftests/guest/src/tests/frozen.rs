@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{Flush, Pinned, Sysctl, MIB};
+use super::common::{busy_flusher, Flush, Pinned, MIB};
 use crate::context::Context;
 use crate::device::{while_writing, Kind};
 use crate::fs::while_frozen;
@@ -45,8 +45,7 @@ fn disk(context: &Context) -> Result<()> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(0)?;
     pinned.file.sync_all()?;
-    let _expire = Sysctl::set("vm/dirty_expire_centisecs", "10")?;
-    let _wake = Sysctl::set("vm/dirty_writeback_centisecs", "10")?;
+    let _busy = busy_flusher()?;
     let (stamp, range) = (pinned.stamp, pinned.range.clone());
     let (written, last) = while_writing(&mut *pinned.device, stamp, range, || {
         while_frozen(&context.root(), || {

@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
 
-use super::common::{wait_until, Flush, Pinned, Sysctl, KIB, MIB};
+use super::common::{flusher_interval, wait_until, Flush, Pinned, Sysctl, KIB, MIB};
+use super::errors::written_before_outage;
 use crate::cgroup::Cgroup;
 use crate::context::{create, Context};
 use crate::device::Kind;
 use crate::diag;
-use crate::disk;
 use crate::holder::{Holder, Orders};
-use crate::kmsg;
 use crate::layer::{Layer, Outage};
 use crate::ledger::{self, Stats};
 use crate::stamp::Stamp;
@@ -257,10 +256,7 @@ const EXPIRE: Duration = Duration::from_secs(2);
 
 /// Makes the flusher come by often, for data that is older than [`EXPIRE`].
 fn short_intervals() -> Result<[Sysctl; 2]> {
-    Ok([
-        Sysctl::set("vm/dirty_expire_centisecs", "200")?,
-        Sysctl::set("vm/dirty_writeback_centisecs", "20")?,
-    ])
+    flusher_interval(EXPIRE, Duration::from_millis(200))
 }
 
 fn bounced() -> Result<u64> {
@@ -278,14 +274,20 @@ fn expect_flusher_writes(bytes: u64, since: u64, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Pins that nothing happens to are written once in each interval, if that is asked for.
-fn interval(context: &Context) -> Result<()> {
+/// A pinned file that the flusher, which comes by often, has written once.
+fn written_by_flusher(context: &Context) -> Result<(Pinned, [Sysctl; 2])> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
     let before = bounced()?;
-    let _intervals = short_intervals()?;
+    let intervals = short_intervals()?;
     expect_flusher_writes(LEN, before, "what was pinned")?;
+    Ok((pinned, intervals))
+}
+
+/// Pins that nothing happens to are written once in each interval, if that is asked for.
+fn interval(context: &Context) -> Result<()> {
+    let (_pinned, _intervals) = written_by_flusher(context)?;
     let _all = Sysctl::set(WRITE_UNCHANGED, "1")?;
     let before = bounced()?;
     let start = Instant::now();
@@ -305,13 +307,7 @@ fn interval(context: &Context) -> Result<()> {
 
 /// Pins that nothing happens to are written once; and what does change then, is written.
 fn unchanged(context: &Context) -> Result<()> {
-    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
-    pinned.write(1)?;
-    pinned.file.sync_all()?;
-    let before = bounced()?;
-    let _intervals = short_intervals()?;
-    expect_flusher_writes(LEN, before, "what was pinned")?;
-
+    let (mut pinned, _intervals) = written_by_flusher(context)?;
     let (written, seen) = (bounced()?, Stats::read()?.get("unchanged_bytes"));
     let start = Instant::now();
     thread::sleep(EXPIRE * 4);
@@ -368,13 +364,9 @@ fn written_back_again(context: &Context) -> Result<()> {
 
 /// What could not be written is written by the flusher once it can be, whether or not it changed.
 fn written_after_error(context: &Context) -> Result<()> {
-    kmsg::expect("Buffer I/O error");
-    kmsg::expect("failed to convert unwritten extents");
-    kmsg::expect("BTRFS error");
     let len = MIB;
     let stamp = Stamp::fresh();
-    let file = context.written("file", len, stamp, len as usize)?;
-    let places = disk::rewritten_at(&file, 0..len)?;
+    let (file, places) = written_before_outage(context, len, stamp)?;
     let mut pinned = Pinned::new(Kind::Uring, file, stamp)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;

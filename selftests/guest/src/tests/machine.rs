@@ -44,11 +44,10 @@ fn look_into(
     snapshot: &Snapshot,
     look: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    let image = context.work().join("snapshot.img");
-    RawDisk::open(&snapshot.path())?.copy_sparse(context.size(), &image)?;
-    let looked = context.with_image(&image, |directory| look(&directory.join("file")));
-    let _ = fs::remove_file(&image);
-    looked.context("in the snapshot")
+    let disk = RawDisk::open(&snapshot.path())?;
+    context
+        .with_copy(&disk, |directory| look(&directory.join("file")))
+        .context("in the snapshot")
 }
 
 /// A snapshot has what the device had written when it was taken, and can be mounted, also if the device
@@ -120,15 +119,8 @@ fn sysrq_u(context: &Context) -> Result<()> {
     }
     pinned.write(2)?;
     let synced = sync_or_fail(context, &pinned, 2)?;
-    let Pinned {
-        device,
-        map,
-        file,
-        stamp,
-        range,
-    } = pinned;
-    device.unpin()?;
-    drop((map, file));
+    let (range, stamp) = (pinned.range.clone(), pinned.stamp);
+    pinned.release()?;
     context.remount_checked()?;
     let file = context.open("file")?;
     let second = expect_contents(&file, range.clone(), stamp.round(2));
@@ -213,15 +205,8 @@ fn removed(context: &Context) -> Result<()> {
     fs::write(device.join("delete"), "1")?;
     pinned.write(2)?;
     let synced = pinned.file.sync_all();
-    let Pinned {
-        device,
-        map,
-        file,
-        stamp,
-        range,
-    } = pinned;
-    device.unpin()?;
-    drop((map, file));
+    let (range, stamp) = (pinned.range.clone(), pinned.stamp);
+    pinned.release()?;
     filesystem::unmount(&directory).context("without the disk")?;
 
     // Its name may be another one.

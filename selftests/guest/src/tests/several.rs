@@ -241,11 +241,7 @@ fn while_dma(
     let last = last + 1;
     pinned.write(last)?;
     pinned.file.sync_all()?;
-    let Pinned {
-        device, map, file, ..
-    } = pinned;
-    device.unpin()?;
-    drop((map, file));
+    pinned.release()?;
     let after = several.after_power_cut()?;
     expect_contents(&File::open(after.path("file"))?, range, stamp.round(last))?;
     after.scrub()?;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{wait_until, Flush, Pinned, Sysctl, KIB, MIB};
+use super::common::{busy_flusher, wait_until, Flush, Pinned, KIB, MIB};
 use crate::context::{expect_contents, Context};
 use crate::device::{write_until, Dma, Kind};
 use crate::diag;
@@ -421,8 +421,7 @@ fn flusher(context: &Context) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(5);
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", 256 * KIB)?;
     pinned.file.sync_all()?;
-    let _expire = Sysctl::set("vm/dirty_expire_centisecs", "10")?;
-    let _period = Sysctl::set("vm/dirty_writeback_centisecs", "10")?;
+    let _busy = busy_flusher()?;
     let len = pinned.map.len();
     for round in 1..=3 {
         pinned.write(round)?;
