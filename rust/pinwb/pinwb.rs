@@ -31,6 +31,8 @@ mod trace;
 mod unchanged;
 mod writeback;
 
+#[cfg(CONFIG_PINWB_BENCHMARK)]
+mod bench;
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]
 mod bounce_kunit;
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]

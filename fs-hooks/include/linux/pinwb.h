@@ -690,6 +690,16 @@ const char *pinwb_folio_path(unsigned long pfn, const struct inode *of,
 			     char *buf, int len);
 void pinwb_count_refusal(void);
 
+#ifdef CONFIG_PINWB_BENCHMARK
+struct page_ext_operations;
+extern struct page_ext_operations pinwb_bench_page_ext_ops;
+int pinwb_bench_ledger_pin(const unsigned long *pfns, unsigned long nr);
+int pinwb_bench_ledger_unpin(const unsigned long *pfns, unsigned long nr);
+unsigned long pinwb_bench_ledger_lookup(const unsigned long *pfns,
+					unsigned long nr);
+unsigned long pinwb_bench_ledger_bytes(void);
+#endif
+
 #else /* !CONFIG_PINWB */
 
 static inline void mapping_set_pinned_writeback(struct address_space *mapping)
