@@ -14,6 +14,7 @@ kernel_kcsan := $(work)/build-x86-kcsan/arch/x86/boot/bzImage
 export PINWB_KERNEL_NOPINWB := $(work)/build-x86-nopinwb/arch/x86/boot/bzImage
 export PINWB_UML := $(work)/build-uml/linux
 export PINWB_UML_NOPINWB := $(work)/build-uml-nopinwb/linux
+export PINWB_UML_SMP := $(work)/build-uml-smp/linux
 export PINWB_KUNIT_TAP := $(work)/kunit.ktap
 export PINWB_MODELS_TAP := $(work)/models.tap
 export CARGO_TARGET_DIR := $(work)/cargo-target
@@ -61,6 +62,9 @@ kernel-kcsan: tree ## the same with KCSAN
 
 uml-nopinwb: tree ## the same with CONFIG_PINWB=n, for benchmarks
 	@scripts/build uml nopinwb
+
+uml-smp: tree ## the same with two CPUs, for benchmarks
+	@scripts/build uml smp
 
 kunit: uml ## run the KUnit suites in UML: GLOB='pinwb*'
 	@scripts/kunit '$(PINWB_UML)' '$(PINWB_KUNIT_TAP)' $(if $(GLOB),'$(GLOB)')
@@ -134,8 +138,8 @@ xfstests: xfstests-there kernel ## run XFSTESTS=dir, a built checkout: FS=ext4 T
 		--tests '$(or $(TESTS),@pinwb)' $(if $(filter-out 0,$(PINSTORM)),--pinstorm) \
 		$(if $(filter-out 0,$(FRESH)),--fresh $(if $(filter all,$(FRESH)),all,run)) $(ARGS)
 
-bench-pin: uml uml-nopinwb kernel kernel-nopinwb ## cost of pins, with and without the subsystem
-	@$(harness) bench-pin $(ARGS)
+bench: uml uml-smp uml-nopinwb kernel kernel-nopinwb ## cost of pins, with and without the subsystem
+	@$(harness) bench $(ARGS)
 
 clean: ## delete this checkout's builds; the tree stays
 	rm -rf '$(work)'/build-*

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::ptr::NonNull;
 
 use anyhow::{bail, ensure, Context, Result};
+use nix::errno::Errno;
 use nix::libc::c_void;
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 
@@ -39,6 +40,19 @@ pub struct GupTest {
     which_pages: [u32; 8],
 }
 
+/// `PIN_LONGTERM_TEST_FLAG_USE_WRITE` of `mm/gup_test.h`.
+const USE_WRITE: u32 = 1;
+
+/// `struct pin_longterm_test` of `mm/gup_test.h`.
+#[repr(C)]
+pub struct PinLongtermTest {
+    addr: u64,
+    size: u64,
+    flags: u32,
+}
+
+nix::ioctl_write_ptr!(pin_longterm_test_start, b'g', 7, PinLongtermTest);
+nix::ioctl_none!(pin_longterm_test_stop, b'g', 8);
 nix::ioctl_readwrite!(gup_fast_benchmark, b'g', 1, GupTest);
 nix::ioctl_readwrite!(pin_fast_benchmark, b'g', 2, GupTest);
 nix::ioctl_readwrite!(pin_longterm_benchmark, b'g', 3, GupTest);
@@ -75,7 +89,11 @@ impl Area {
             unsafe { mman::mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) }
                 .context("mmap")?;
         // SAFETY: the range was just mapped, and the advice changes no contents.
-        unsafe { mman::madvise(address, len, MmapAdvise::MADV_NOHUGEPAGE) }.context("madvise")?;
+        match unsafe { mman::madvise(address, len, MmapAdvise::MADV_NOHUGEPAGE) } {
+            // A kernel that has no huge pages.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => return Err(error).context("madvise"),
+        }
         Ok(Self { address, len }.faulted_in())
     }
 
@@ -115,6 +133,32 @@ impl Area {
         Ok(series)
     }
 
+    /// Pins all of it for write, until what this returns is dropped. There can be one such pin.
+    pub fn pin(&self) -> Result<Held> {
+        let device = file::open(Path::new(FILE))?;
+        let range = PinLongtermTest {
+            addr: self.address.as_ptr() as u64,
+            size: self.len as u64,
+            flags: USE_WRITE,
+        };
+        // SAFETY: the kernel reads a `struct pin_longterm_test`, and looks at the range as user
+        // memory only.
+        unsafe { pin_longterm_test_start(device.as_raw_fd(), &range) }.context("pin")?;
+        Ok(Held(device))
+    }
+
+    /// The mapped bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping is as long as that, and nobody writes to it while it is borrowed.
+        unsafe { std::slice::from_raw_parts(self.address.as_ptr().cast(), self.len) }
+    }
+
+    /// The same for writing.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr().cast(), self.len) }
+    }
+
     fn pin_once(&self, device: &File, call: Call, write: bool) -> Result<(u64, u64)> {
         let mut test = GupTest {
             addr: self.address.as_ptr() as u64,
@@ -140,6 +184,16 @@ impl Area {
             self.len
         );
         Ok((test.get_delta_usec, test.put_delta_usec))
+    }
+}
+
+/// Pins that are held.
+pub struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: the call has no argument. It fails only if there are no pins.
+        let _ = unsafe { pin_longterm_test_stop(self.0.as_raw_fd()) };
     }
 }
 

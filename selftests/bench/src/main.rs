@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Measures pins. Runs as root inside a guest of the kernel under test: as PID 1 of a UML kernel
-//! (`uml`), or as the job of an x86 guest whose clock counts instructions (`instructions`).
+//! (`uml`, `writeback`), or as the job of an x86 guest whose clock counts instructions
+//! (`instructions`).
 //!
 //! Prints lines of `bench`, a case, what was measured, and the values, separated by tabs; the last
 //! line is `bench`, `end`. Everything else on standard output is for people.
@@ -11,6 +12,7 @@ mod gup;
 mod instructions;
 mod uml;
 mod unused;
+mod writeback;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,8 @@ struct Arguments {
 enum Command {
     /// As PID 1 of a UML kernel: time gup_test -L, and power off
     Uml(uml::Options),
+    /// As PID 1 of a UML kernel: time fsync of a file that is pinned, and power off
+    Writeback(writeback::Options),
     /// In a guest whose time stamp counter counts instructions
     Instructions(instructions::Options),
     /// In such a guest, what files pay that were never pinned
@@ -37,7 +41,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Uml(options) => uml::run(&options),
+        Command::Uml(options) => uml::run(|| uml::measure(&options)),
+        Command::Writeback(options) => uml::run(|| writeback::measure(&options)),
         Command::Instructions(options) => instructions::run(&options),
         Command::Unused(options) => unused::run(&options),
     };

@@ -38,9 +38,14 @@ pub struct Options {
     _of_the_kernel: Vec<String>,
 }
 
-/// Runs all cases, and powers off if this is PID 1.
-pub fn run(options: &Options) -> Result<()> {
-    let result = measure(options);
+/// Where filesystems are mounted.
+pub fn place() -> &'static Path {
+    Path::new(PLACE)
+}
+
+/// Measures, with what PID 1 has to mount, and powers off if this is PID 1.
+pub fn run(measure: impl FnOnce() -> Result<()>) -> Result<()> {
+    let result = prepare().and_then(|()| measure());
     if std::process::id() == 1 {
         if let Err(error) = &result {
             println!("bench\terror\t{error:#}");
@@ -51,7 +56,7 @@ pub fn run(options: &Options) -> Result<()> {
     result
 }
 
-fn measure(options: &Options) -> Result<()> {
+fn prepare() -> Result<()> {
     for (fstype, at) in [
         ("proc", "/proc"),
         ("sysfs", "/sys"),
@@ -59,10 +64,13 @@ fn measure(options: &Options) -> Result<()> {
     ] {
         file::mount_virtual(fstype, Path::new(at), "")?;
     }
-    file::no_background_writeback()?;
+    file::no_background_writeback()
+}
 
+/// Runs all cases.
+pub fn measure(options: &Options) -> Result<()> {
     let len = options.mebibytes << 20;
-    let place = Path::new(PLACE);
+    let place = place();
     let (shmem, ext4) = (place.join("shmem"), place.join("ext4"));
     file::mount_virtual("tmpfs", &shmem, "size=50%")?;
     file::mount_ext4(&ext4)?;

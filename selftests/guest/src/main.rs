@@ -4,6 +4,7 @@
 //! mapped files by means of real devices (io_uring, RDMA), and compare what those devices wrote with what
 //! is on the raw disk.
 
+mod bench;
 mod btrfs;
 mod cgroup;
 mod context;
@@ -34,7 +35,6 @@ mod tests;
 mod uring;
 mod verbs;
 mod vmstat;
-mod writer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +42,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
+use crate::bench::{latency, writer};
 use crate::layer::Layer;
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
@@ -93,6 +94,13 @@ enum Command {
     Soak {
         #[command(flatten)]
         soak: soak::Arguments,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Time that fsync takes beside a device that writes to another file
+    Latency {
+        #[command(flatten)]
+        latency: latency::Arguments,
         #[command(flatten)]
         options: Options,
     },
@@ -205,6 +213,7 @@ fn run(command: Command) -> Result<ExitCode> {
             })?;
             println!("soak: PASSED");
         }
+        Command::Latency { latency, options } => latency::run(&latency, &options)?,
         Command::Writer { writer, options } => writer::run(&writer, &options)?,
         Command::Stress { stress, options } => {
             let well = on_new_filesystem(&options, Layer::Disk, ["", ""], |context| {

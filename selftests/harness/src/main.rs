@@ -133,16 +133,19 @@ enum Verb {
     },
     /// Time and count what pins cost, with and without the subsystem: $PINWB_UML, $PINWB_KERNEL and
     /// the same with _NOPINWB
-    BenchPin {
-        /// Boots of each UML kernel
+    Bench {
+        /// Boots of each UML kernel, where two are compared
         #[arg(long, default_value_t = 10)]
         boots: u32,
-        /// Only one of the parts
+        /// Only this part; may be given more than once
         #[arg(long, value_name = "PART")]
-        only: Option<bench::Part>,
+        only: Vec<bench::Part>,
         /// Put the results into the documentation
         #[arg(long)]
         save: bool,
+        /// Measure nothing, and make tables and plots of the documentation from the data beside it
+        #[arg(long, conflicts_with = "save")]
+        redraw: bool,
     },
     /// Run a built checkout of xfstests, and compare with the same kernel booted with pinwb=off
     Xfstests {
@@ -230,9 +233,17 @@ fn run(verb: Verb) -> Result<u8> {
             session::session(&guest.config(), "crash", &options)
         }
         Verb::Soak { guest, options } => session::session(&guest.config(), "soak", &options),
-        Verb::BenchPin { boots, only, save } => {
-            bench::bench_pin(&bench::Options { boots, only, save })
-        }
+        Verb::Bench {
+            boots,
+            only,
+            save,
+            redraw,
+        } => bench::bench(&bench::Options {
+            boots,
+            only,
+            save,
+            redraw,
+        }),
         Verb::Xfstests { guest, options } => xfstests::xfstests(&guest.config(), &options),
         Verb::Rootfs => {
             println!("{}", rootfs::image()?.display());

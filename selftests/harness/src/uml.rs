@@ -40,16 +40,25 @@ pub fn run(
     timeout: Duration,
     log: &Path,
 ) -> Result<String> {
+    let init = format!("init={}", init.display());
+    let mut all: Vec<String> = ["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
+        .into_iter()
+        .chain(["kunit.enable=0", &init, "--"])
+        .map(String::from)
+        .collect();
+    all.extend_from_slice(arguments);
+    // UML adds `console=tty0` at the end.
+    all.push("--".into());
+    boot(kernel, &all, timeout, log)
+}
+
+/// Boots `kernel`, which has to power off by itself, with `arguments`, and returns what was said on
+/// the console. `log` is a file for all of it.
+pub fn boot(kernel: &Path, arguments: &[String], timeout: Duration, log: &Path) -> Result<String> {
     let mut command = Command::new(kernel);
     command
-        .args(["mem=1G", "root=/dev/root", "rootfstype=hostfs"])
-        .args(["rootflags=/", "ro", "panic=-1", "kunit.enable=0"])
-        .args(["con0=fd:0,fd:1", "con=null"])
-        .arg(format!("init={}", init.display()))
-        .arg("--")
+        .args(["mem=1G", "panic=-1", "con0=fd:0,fd:1", "con=null"])
         .args(arguments)
-        // UML adds `console=tty0` at the end.
-        .arg("--")
         .stdin(Stdio::null())
         .stdout(File::create(log)?)
         // The kernel's own messages: a pipe would fill up.

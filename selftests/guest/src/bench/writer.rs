@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! How fast a process writes to files while most of the memory is pinned, and dirty for that: on the same
-//! filesystem and on another one, beside no pins, pins, and pins that count against the dirty limits.
+//! filesystem and on another one, beside no pins, and beside pins.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context as _, Result};
-use serde_json::json;
 
+use super::{report, report_end};
 use crate::context::{create, Context};
 use crate::device::{Dma, Kind};
 use crate::diag;
 use crate::disk;
 use crate::fs as filesystem;
 use crate::layer::Layer;
-use crate::ledger::{self, Switch};
+use crate::ledger;
 use crate::map::Mapping;
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
@@ -34,7 +35,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 60)]
     percent: u64,
     /// Measure each so many times, by turns
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 5)]
     rounds: u32,
 }
 
@@ -43,16 +44,13 @@ pub struct Arguments {
 enum Beside {
     Nothing,
     Pins,
-    /// Without the exemption from the dirty limits.
-    CountedPins,
 }
 
 impl Beside {
     fn name(self) -> &'static str {
         match self {
-            Beside::Nothing => "no pins",
+            Beside::Nothing => "nothing",
             Beside::Pins => "pins",
-            Beside::CountedPins => "pins, no_exempt",
         }
     }
 }
@@ -80,7 +78,7 @@ impl Drop for Other {
     }
 }
 
-/// Prints a line of JSON for each time measured: where, beside what, seconds.
+/// Prints the milliseconds of each round: where, and beside what.
 pub fn run(arguments: &Arguments, options: &Options) -> Result<()> {
     on_new_filesystem(options, Layer::Disk, ["", ""], |context| {
         let other = Other::new(options, context.size())?;
@@ -92,52 +90,45 @@ fn measure(arguments: &Arguments, context: &Context, other: &Path) -> Result<()>
     let pinned = vmstat::memory("MemTotal")? / 100 * arguments.percent;
     let pinned = pinned / MIB as u64 * MIB as u64;
     diag!("{} MiB are pinned", pinned / MIB as u64);
-    let mut sides = vec![Beside::Nothing, Beside::Pins];
-    for round in 0..arguments.rounds {
-        // What takes minutes need not be repeated so often.
-        if round == arguments.rounds / 2 {
-            sides.push(Beside::CountedPins);
+    let turns = (0..arguments.rounds).flat_map(|_| [Beside::Nothing, Beside::Pins]);
+    let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for beside in turns {
+        let _pins = (beside != Beside::Nothing)
+            .then(|| Pins::take(context, pinned))
+            .transpose()?;
+        for (place, directory) in [("same", context.root()), ("other", other.to_owned())] {
+            let took = write(&directory.join("written"), arguments.mebibytes)?;
+            let beside = beside.name();
+            diag!("{place} filesystem beside {beside}: {took:?}");
+            times
+                .entry(format!("{place}-{beside}"))
+                .or_default()
+                .push(took.as_millis() as u64);
         }
-        for &beside in &sides {
-            let _pins = (beside != Beside::Nothing)
-                .then(|| Pins::take(context, pinned, beside))
-                .transpose()?;
-            for (place, directory) in [("same", context.root()), ("other", other.to_owned())] {
-                let seconds = write(&directory.join("written"), arguments.mebibytes)?;
-                let line = json!({"place": place, "beside": beside.name(), "seconds": seconds});
-                println!("{line}");
-            }
-        }
-        sides.truncate(2);
     }
+    for (case, times) in &times {
+        report(case, "ms", times);
+    }
+    report_end();
     Ok(())
 }
 
 /// A file that a device may write to.
 struct Pins {
     device: Option<Box<dyn Dma>>,
-    _counted: Option<Switch>,
 }
 
 impl Pins {
-    fn take(context: &Context, len: u64, beside: Beside) -> Result<Self> {
-        let counted = (beside == Beside::CountedPins)
-            .then(|| Switch::knock_out("no_exempt"))
-            .transpose()?;
+    fn take(context: &Context, len: u64) -> Result<Self> {
         let file = context.sparse("pinned", len)?;
         let map = Mapping::shared(&file, 0, len as usize)?;
         // Dirty by being pinned; what the device would write takes memory of its own.
         let device = Kind::Uring.attach(&map, 0..len)?;
         file.sync_all()?;
         let exempt = vmstat::number(vmstat::PINNED)? << 12;
-        let expected = if counted.is_some() { 0 } else { len };
-        ensure!(
-            exempt == expected,
-            "{exempt} bytes are exempt, not {expected}"
-        );
+        ensure!(exempt == len, "{exempt} bytes are exempt, not {len}");
         Ok(Self {
             device: Some(device),
-            _counted: counted,
         })
     }
 }
@@ -152,8 +143,8 @@ impl Drop for Pins {
     }
 }
 
-/// The seconds that writing a new file takes. Nothing is dirty before, but for pins.
-fn write(path: &Path, mebibytes: usize) -> Result<f64> {
+/// The time that writing a new file takes. Nothing is dirty before, but for pins.
+fn write(path: &Path, mebibytes: usize) -> Result<Duration> {
     // SAFETY: sync has no arguments.
     unsafe { libc::sync() };
     let chunk = Stamp::fresh().bytes(0, MIB);
@@ -162,7 +153,7 @@ fn write(path: &Path, mebibytes: usize) -> Result<f64> {
     for nth in 0..mebibytes {
         file.write_all_at(&chunk, (nth * MIB) as u64)?;
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let took = start.elapsed();
     fs::remove_file(path)?;
-    Ok(seconds)
+    Ok(took)
 }

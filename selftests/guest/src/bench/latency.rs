@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How long fsync(2) of a small file takes while another one on the same filesystem is written to and
+//! synced all the time: by a device with pins, or by write(2).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Result};
+
+use super::{report, report_end};
+use crate::context::{create, Context};
+use crate::device::Kind;
+use crate::diag;
+use crate::layer::Layer;
+use crate::map::Mapping;
+use crate::mounted::on_new_filesystem;
+use crate::options::Options;
+use crate::stamp::Stamp;
+
+/// What to measure.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Sync for so many seconds in each turn
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Turns of each
+    #[arg(long, default_value_t = 7)]
+    turns: u32,
+}
+
+const LOAD: u64 = 8 << 20;
+/// From one round of the load to the next.
+const PERIOD: Duration = Duration::from_millis(200);
+/// From one sync to the next, if it does not take longer.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAGE: usize = 4096;
+
+/// Prints the median and the 99th percentile of each turn, in microseconds.
+pub fn run(arguments: &Arguments, options: &Options) -> Result<()> {
+    on_new_filesystem(options, Layer::Disk, ["", ""], |context| {
+        measure(arguments, context)
+    })
+}
+
+fn measure(arguments: &Arguments, context: &Context) -> Result<()> {
+    let load = context.written("load", LOAD, Stamp::fresh(), LOAD as usize)?;
+    let other = create(&context.path("other"))?;
+    let mut sides = [("nothing", [vec![], vec![]]), ("pins", [vec![], vec![]])];
+    let time = Duration::from_secs(arguments.seconds);
+    for _ in 0..arguments.turns {
+        for (side, [p50, p99]) in &mut sides {
+            let mut times = match *side {
+                "pins" => beside_device(&load, || syncs(&other, time))?,
+                _ => beside_writes(&load, || syncs(&other, time))?,
+            };
+            times.sort();
+            diag!("{} syncs beside {side}", times.len());
+            p50.push(times[times.len() / 2]);
+            p99.push(times[times.len() * 99 / 100]);
+        }
+    }
+    for (side, [p50, p99]) in &sides {
+        report(side, "p50", p50);
+        report(side, "p99", p99);
+    }
+    report_end();
+    Ok(())
+}
+
+/// Microseconds of each fsync that there is time for.
+fn syncs(file: &File, time: Duration) -> Result<Vec<u64>> {
+    let mut times = Vec::new();
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        file.write_all_at(&[times.len() as u8; PAGE], 0)?;
+        let start = Instant::now();
+        file.sync_all()?;
+        let took = start.elapsed();
+        times.push(took.as_micros() as u64);
+        thread::sleep(PAUSE.saturating_sub(took));
+    }
+    Ok(times)
+}
+
+fn beside_device<T>(file: &File, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let map = Mapping::shared(file, 0, LOAD as usize)?;
+    let mut device = Kind::Uring.attach(&map, 0..LOAD)?;
+    let done = while_loading(file, |stamp| device.write(stamp, 0..LOAD), body)?;
+    device.unpin()?;
+    file.sync_all()?;
+    Ok(done)
+}
+
+fn beside_writes<T>(file: &File, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let write = |stamp: Stamp| Ok(file.write_all_at(&stamp.bytes(0, LOAD as usize), 0)?);
+    while_loading(file, write, body)
+}
+
+/// Writes and syncs the file, at a steady pace, while `body` runs.
+fn while_loading<T>(
+    file: &File,
+    mut write: impl FnMut(Stamp) -> Result<()> + Send,
+    body: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stop = &stop;
+        let loader = scope.spawn(move || -> Result<u32> {
+            let stamp = Stamp::fresh();
+            let mut round = 0;
+            while !stop.load(Ordering::Acquire) {
+                let next = Instant::now() + PERIOD;
+                round += 1;
+                write(stamp.round(round))?;
+                file.sync_all()?;
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+            Ok(round)
+        });
+        let start = Instant::now();
+        let done = body();
+        stop.store(true, Ordering::Release);
+        match loader.join() {
+            Ok(rounds) => diag!("{} rounds in {:?}", rounds?, start.elapsed()),
+            Err(_) => bail!("the loader panicked"),
+        }
+        done
+    })
+}
