@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 
-use crate::gup::{self, Area};
+use crate::gup::Area;
 use crate::{file, report, report_end, uml};
 
 #[derive(Args)]
@@ -67,7 +67,7 @@ pub fn measure(options: &Options) -> Result<()> {
         file.sync_all()?;
         pinned.push(rewrite(&file, mebibytes, !nth as u8)?);
         ensure!(
-            file::dirty_bytes()? >= (len / gup::PAGE * gup::PAGE) as u64,
+            file::dirty_bytes()? >= len as u64,
             "not all of it was pinned"
         );
         drop(held);

@@ -5,10 +5,10 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
-use anyhow::{bail, Result};
+use anyhow::Result;
 
+use crate::beside::beside;
 use crate::map::Mapping;
 use crate::stamp::Stamp;
 use crate::uring::Uring;
@@ -49,16 +49,7 @@ pub fn while_writing<T>(
     range: Range<u64>,
     body: impl FnOnce() -> Result<T>,
 ) -> Result<(T, u32)> {
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(device, &stop, stamp, range));
-        let done = body();
-        stop.store(true, Ordering::Release);
-        match writer.join() {
-            Ok(last) => Ok((done?, last?)),
-            Err(_) => bail!("the writer panicked"),
-        }
-    })
+    beside(|stop| write_until(device, stop, stamp, range), body)
 }
 
 /// The kinds of device that a test runs with.

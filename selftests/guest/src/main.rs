@@ -5,6 +5,7 @@
 //! is on the raw disk.
 
 mod bench;
+mod beside;
 mod btrfs;
 mod cgroup;
 mod context;
@@ -31,6 +32,7 @@ mod soak;
 mod stamp;
 mod stress;
 mod tap;
+mod tasks;
 mod tests;
 mod uring;
 mod verbs;

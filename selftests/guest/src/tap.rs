@@ -20,6 +20,7 @@ use crate::kmsg::{self, Kmsg};
 use crate::layer::Layer;
 use crate::ledger::{self, Switch};
 use crate::options::Options;
+use crate::tasks;
 use crate::vmstat;
 
 /// The reason why a test can't run here; travels as an error.
@@ -416,6 +417,11 @@ impl<'a> Runner<'a> {
         let output = thread::spawn(move || forward(reader));
         let timeout = test.timeout * u64::from(self.options.timeout_scale);
         let status = wait(&mut child, Duration::from_secs(timeout));
+        if status.is_none() {
+            for line in tasks::of_group(child.id()) {
+                println!("# {line}");
+            }
+        }
         // Whatever the test has left behind goes with it, and closes the pipe.
         // SAFETY: the group is the child's own.
         unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
@@ -425,7 +431,10 @@ impl<'a> Runner<'a> {
                 Some(_) => Ok(broken(format!("timed out after {timeout} s"))),
                 None => {
                     println!("Bail out! {} can't be killed", test.name);
-                    Err(anyhow!("stuck in the kernel: {}", stack(child.id())))
+                    Err(anyhow!(
+                        "stuck in the kernel: {}",
+                        tasks::stack(child.id().to_string())
+                    ))
                 }
             };
         };
@@ -472,12 +481,6 @@ fn splats(kmsg: &mut Kmsg) -> Vec<String> {
         .into_iter()
         .map(|message| format!("kernel: {message}"))
         .collect()
-}
-
-fn stack(process: u32) -> String {
-    fs::read_to_string(format!("/proc/{process}/stack"))
-        .unwrap_or_default()
-        .replace('\n', " ")
 }
 
 fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {

@@ -5,18 +5,18 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Result};
+use anyhow::Result;
 
-use super::{report, report_end};
+use super::{report, report_end, Beside};
+use crate::beside::beside_steps;
 use crate::context::{create, Context};
 use crate::device::Kind;
 use crate::diag;
 use crate::layer::Layer;
-use crate::map::Mapping;
+use crate::map::{Mapping, PAGE};
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
 use crate::stamp::Stamp;
@@ -37,7 +37,6 @@ const LOAD: u64 = 8 << 20;
 const PERIOD: Duration = Duration::from_millis(200);
 /// From one sync to the next, if it does not take longer.
 const PAUSE: Duration = Duration::from_millis(5);
-const PAGE: usize = 4096;
 
 /// Prints the median and the 99th percentile of each turn, in microseconds.
 pub fn run(arguments: &Arguments, options: &Options) -> Result<()> {
@@ -49,23 +48,23 @@ pub fn run(arguments: &Arguments, options: &Options) -> Result<()> {
 fn measure(arguments: &Arguments, context: &Context) -> Result<()> {
     let load = context.written("load", LOAD, Stamp::fresh(), LOAD as usize)?;
     let other = create(&context.path("other"))?;
-    let mut sides = [("nothing", [vec![], vec![]]), ("pins", [vec![], vec![]])];
+    let mut sides = Beside::ALL.map(|beside| (beside, [vec![], vec![]]));
     let time = Duration::from_secs(arguments.seconds);
     for _ in 0..arguments.turns {
         for (side, [p50, p99]) in &mut sides {
-            let mut times = match *side {
-                "pins" => beside_device(&load, || syncs(&other, time))?,
-                _ => beside_writes(&load, || syncs(&other, time))?,
+            let mut times = match side {
+                Beside::Pins => beside_device(&load, || syncs(&other, time))?,
+                Beside::Nothing => beside_writes(&load, || syncs(&other, time))?,
             };
             times.sort();
-            diag!("{} syncs beside {side}", times.len());
+            diag!("{} syncs beside {}", times.len(), side.name());
             p50.push(times[times.len() / 2]);
             p99.push(times[times.len() * 99 / 100]);
         }
     }
     for (side, [p50, p99]) in &sides {
-        report(side, "p50", p50);
-        report(side, "p99", p99);
+        report(side.name(), "p50", p50);
+        report(side.name(), "p99", p99);
     }
     report_end();
     Ok(())
@@ -106,28 +105,17 @@ fn while_loading<T>(
     mut write: impl FnMut(Stamp) -> Result<()> + Send,
     body: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let stop = &stop;
-        let loader = scope.spawn(move || -> Result<u32> {
-            let stamp = Stamp::fresh();
-            let mut round = 0;
-            while !stop.load(Ordering::Acquire) {
-                let next = Instant::now() + PERIOD;
-                round += 1;
-                write(stamp.round(round))?;
-                file.sync_all()?;
-                thread::sleep(next.saturating_duration_since(Instant::now()));
-            }
-            Ok(round)
-        });
-        let start = Instant::now();
-        let done = body();
-        stop.store(true, Ordering::Release);
-        match loader.join() {
-            Ok(rounds) => diag!("{} rounds in {:?}", rounds?, start.elapsed()),
-            Err(_) => bail!("the loader panicked"),
-        }
-        done
-    })
+    let mut stamp = Stamp::fresh();
+    let load = || {
+        let next = Instant::now() + PERIOD;
+        stamp = stamp.round(stamp.round + 1);
+        write(stamp)?;
+        file.sync_all()?;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        Ok(())
+    };
+    let start = Instant::now();
+    let (done, rounds) = beside_steps(load, body)?;
+    diag!("{rounds} rounds in {:?}", start.elapsed());
+    Ok(done)
 }

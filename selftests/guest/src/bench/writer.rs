@@ -11,18 +11,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context as _, Result};
 
-use super::{report, report_end};
+use super::{report, report_end, Beside};
 use crate::context::{create, Context};
-use crate::device::{Dma, Kind};
+use crate::device::Kind;
 use crate::diag;
 use crate::disk;
 use crate::fs as filesystem;
 use crate::layer::Layer;
 use crate::ledger;
-use crate::map::Mapping;
+use crate::map::PAGE;
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
 use crate::stamp::Stamp;
+use crate::tests::common::Pinned;
 use crate::vmstat;
 
 /// What to measure.
@@ -37,22 +38,6 @@ pub struct Arguments {
     /// Measure each so many times, by turns
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-}
-
-/// What goes on beside the writer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Beside {
-    Nothing,
-    Pins,
-}
-
-impl Beside {
-    fn name(self) -> &'static str {
-        match self {
-            Beside::Nothing => "nothing",
-            Beside::Pins => "pins",
-        }
-    }
 }
 
 const MIB: usize = 1 << 20;
@@ -90,12 +75,12 @@ fn measure(arguments: &Arguments, context: &Context, other: &Path) -> Result<()>
     let pinned = vmstat::memory("MemTotal")? / 100 * arguments.percent;
     let pinned = pinned / MIB as u64 * MIB as u64;
     diag!("{} MiB are pinned", pinned / MIB as u64);
-    let turns = (0..arguments.rounds).flat_map(|_| [Beside::Nothing, Beside::Pins]);
     let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for beside in turns {
-        let _pins = (beside != Beside::Nothing)
-            .then(|| Pins::take(context, pinned))
-            .transpose()?;
+    for beside in (0..arguments.rounds).flat_map(|_| Beside::ALL) {
+        let pins = match beside {
+            Beside::Nothing => None,
+            Beside::Pins => Some(pin(context, pinned)?),
+        };
         for (place, directory) in [("same", context.root()), ("other", other.to_owned())] {
             let took = write(&directory.join("written"), arguments.mebibytes)?;
             let beside = beside.name();
@@ -105,6 +90,10 @@ fn measure(arguments: &Arguments, context: &Context, other: &Path) -> Result<()>
                 .or_default()
                 .push(took.as_millis() as u64);
         }
+        if let Some(pins) = pins {
+            pins.release()?;
+            ledger::wait_until_empty(10)?;
+        }
     }
     for (case, times) in &times {
         report(case, "ms", times);
@@ -113,34 +102,13 @@ fn measure(arguments: &Arguments, context: &Context, other: &Path) -> Result<()>
     Ok(())
 }
 
-/// A file that a device may write to.
-struct Pins {
-    device: Option<Box<dyn Dma>>,
-}
-
-impl Pins {
-    fn take(context: &Context, len: u64) -> Result<Self> {
-        let file = context.sparse("pinned", len)?;
-        let map = Mapping::shared(&file, 0, len as usize)?;
-        // Dirty by being pinned; what the device would write takes memory of its own.
-        let device = Kind::Uring.attach(&map, 0..len)?;
-        file.sync_all()?;
-        let exempt = vmstat::number(vmstat::PINNED)? << 12;
-        ensure!(exempt == len, "{exempt} bytes are exempt, not {len}");
-        Ok(Self {
-            device: Some(device),
-        })
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        if let Some(device) = self.device.take() {
-            if let Err(error) = device.unpin().and_then(|()| ledger::wait_until_empty(10)) {
-                diag!("{error:#}");
-            }
-        }
-    }
+/// A file that a device may write to: dirty by being pinned. What the device would write takes memory of its own.
+fn pin(context: &Context, len: u64) -> Result<Pinned> {
+    let pinned = Pinned::sparse(context, Kind::Uring, "pinned", len)?;
+    pinned.file.sync_all()?;
+    let exempt = vmstat::number(vmstat::PINNED)? * PAGE as u64;
+    ensure!(exempt == len, "{exempt} bytes are exempt, not {len}");
+    Ok(pinned)
 }
 
 /// The time that writing a new file takes. Nothing is dirty before, but for pins.

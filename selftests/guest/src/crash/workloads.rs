@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{bail, Context as _, Result};
+use anyhow::{Context as _, Result};
 
 use super::knock_out;
 use super::model::{File, Manner, Round};
 use super::random::Random;
 use super::recorder::{Id, Recorder};
 use super::writer::{fresh_stamp, Source, Target};
+use crate::beside::{beside, beside_steps};
 use crate::context::Context;
 use crate::map::PAGE;
 use crate::stamp::SECTOR;
@@ -233,23 +234,13 @@ fn beside_busy_device(
     target.pin_from(0)?;
     target.write(0..len)?;
     let (id, file) = (target.id, target.file.try_clone()?);
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let (target, stop) = (&mut target, &stop);
-        let writer = scope.spawn(move || -> Result<()> {
-            while !stop.load(Ordering::Acquire) && target.round() < ROUNDS {
-                target.write(0..len)?;
-            }
-            Ok(())
-        });
-        let done = body(id, &file);
-        stop.store(true, Ordering::Release);
-        match writer.join() {
-            Ok(result) => result?,
-            Err(_) => bail!("the writer panicked"),
+    let write = |stop: &AtomicBool| {
+        while !stop.load(Ordering::Acquire) && target.round() < ROUNDS {
+            target.write(0..len)?;
         }
-        done
-    })?;
+        Ok(())
+    };
+    beside(write, || body(id, &file))?;
     scene
         .recorder
         .sync("Fsync, no device", &[id], || Ok(target.file.sync_all()?))?;
@@ -291,26 +282,17 @@ fn flushed(scene: &mut Scene<'_>) -> Result<()> {
     let (scene, steps) = (&*scene, scene.steps);
     let recorder = scene.recorder;
     beside_busy_device(scene, "flushed", 64 * KIB, |id, file| {
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let flusher = scope.spawn(|| -> Result<()> {
-                while !stop.load(Ordering::Acquire) {
-                    start_writeback(file)?;
-                    thread::sleep(Duration::from_millis(1));
-                }
-                Ok(())
-            });
-            let synced = (0..steps).try_for_each(|_| {
-                thread::sleep(Duration::from_millis(random.below(PAUSE)));
-                recorder.sync("Fsync, flushed", &[id], || Ok(file.sync_all()?))
-            });
-            stop.store(true, Ordering::Release);
-            match flusher.join() {
-                Ok(result) => result?,
-                Err(_) => bail!("the flusher panicked"),
-            }
-            synced
-        })
+        let start = || {
+            start_writeback(file)?;
+            thread::sleep(Duration::from_millis(1));
+            Ok(())
+        };
+        let sync = |_| {
+            thread::sleep(Duration::from_millis(random.below(PAUSE)));
+            recorder.sync("Fsync, flushed", &[id], || Ok(file.sync_all()?))
+        };
+        beside_steps(start, || (0..steps).try_for_each(sync))?;
+        Ok(())
     })
 }
 

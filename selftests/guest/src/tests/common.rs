@@ -8,12 +8,11 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
+use crate::beside::beside_steps;
 use crate::context::Context;
 use crate::device::{errno, Dma, Kind};
 use crate::diag;
@@ -278,22 +277,7 @@ pub fn while_syncing<T>(
     sync: impl Fn(&File) -> io::Result<()> + Sync,
     body: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let syncer = scope.spawn(|| -> io::Result<u32> {
-            let mut times = 0;
-            while !stop.load(Ordering::Acquire) {
-                sync(file)?;
-                times += 1;
-            }
-            Ok(times)
-        });
-        let done = body();
-        stop.store(true, Ordering::Release);
-        match syncer.join() {
-            Ok(times) => diag!("written back {} times meanwhile", times?),
-            Err(_) => bail!("the thread that writes back panicked"),
-        }
-        done
-    })
+    let (done, times) = beside_steps(|| Ok(sync(file)?), body)?;
+    diag!("written back {times} times meanwhile");
+    Ok(done)
 }

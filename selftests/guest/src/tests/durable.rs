@@ -2,15 +2,13 @@
 
 //! When fsync, msync, sync or syncfs returns 0, what the device wrote before is on the disk.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Result};
 
 use super::common::{Flush, Pinned, MIB};
 use crate::context::{expect_contents, Context};
-use crate::device::{write_until, Kind};
+use crate::device::{while_writing, Kind};
 use crate::diag;
 use crate::ledger::Stats;
 use crate::tap::Invariant::{I1, I2, I4};
@@ -61,25 +59,16 @@ fn fsync_rounds(context: &Context, kind: Kind) -> Result<()> {
 
 fn fsync_while_dma(context: &Context, kind: Kind) -> Result<()> {
     let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
-    let stop = AtomicBool::new(false);
-    let mut syncs = 0;
     let range = pinned.range.clone();
-    let (device, stamp) = (&mut *pinned.device, pinned.stamp);
     let (map, file) = (&pinned.map, &pinned.file);
-    let last = thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(device, &stop, stamp, range));
+    let (syncs, last) = while_writing(&mut *pinned.device, pinned.stamp, range, || {
         let end = Instant::now() + Duration::from_secs(3);
-        let mut result = Ok(());
-        while result.is_ok() && Instant::now() < end && !writer.is_finished() {
-            result = Flush::ALL[syncs % Flush::ALL.len()].call(file, map);
+        let mut syncs = 0;
+        while Instant::now() < end {
+            Flush::ALL[syncs % Flush::ALL.len()].call(file, map)?;
             syncs += 1;
         }
-        stop.store(true, Ordering::Release);
-        let last = match writer.join() {
-            Ok(last) => last?,
-            Err(_) => bail!("the writer panicked"),
-        };
-        result.map(|()| last)
+        Ok(syncs)
     })?;
     diag!("{syncs} syncs while {last} rounds were written");
     pinned.file.sync_all()?;

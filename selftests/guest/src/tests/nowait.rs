@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context as _, Result};
 
 use super::common::{fallocate, wait_until, Flush, Sysctl, KIB, MIB};
+use crate::beside::beside;
 use crate::cgroup::Cgroup;
 use crate::context::Context;
 use crate::device::{errno, Kind};
@@ -356,25 +357,19 @@ impl Operation {
             release();
             return result;
         }
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let syncer = scope.spawn(|| {
-                while !stop.load(Ordering::Acquire) {
-                    if scene.file.sync_data().is_err() {
-                        break;
-                    }
-                }
-            });
+        let sync = |stop: &AtomicBool| {
+            while !stop.load(Ordering::Acquire) && scene.file.sync_data().is_ok() {}
+            Ok(())
+        };
+        let operate = || {
             thread::sleep(HEAD_START);
             let result = operation();
             // The syncing thread may be stuck as well, but that is for another test to say.
             release();
-            stop.store(true, Ordering::Release);
-            match syncer.join() {
-                Ok(()) => result,
-                Err(_) => bail!("the syncing thread panicked"),
-            }
-        })
+            result
+        };
+        let (done, ()) = beside(sync, operate)?;
+        Ok(done)
     }
 
     /// Once without pins, to see how long it takes, and once with.

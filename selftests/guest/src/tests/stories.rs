@@ -5,13 +5,12 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{fallocate, start_writeback, wait_until, Pinned, KIB, MIB};
+use super::common::{fallocate, start_writeback, wait_until, while_syncing, Pinned, KIB, MIB};
 use crate::context::Context;
 use crate::device::Kind;
 use crate::diag;
@@ -327,40 +326,17 @@ fn story12(context: &Context) -> Result<()> {
     let len = MIB;
     let half = len / 2;
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", len)?;
-    let stop = AtomicBool::new(false);
-    let stamp = pinned.stamp;
-    let file = &pinned.file;
-    let device = &mut pinned.device;
-    let last = thread::scope(|scope| {
-        let syncer = scope.spawn(|| {
-            while !stop.load(Ordering::Acquire) {
-                file.sync_all()?;
-            }
-            std::io::Result::Ok(())
-        });
-        let mut result = Ok(0);
-        for round in 1..=60 {
-            result = (|| {
-                let other = Mapping::shared(file, 0, len as usize)?;
-                other.store(
-                    half as usize,
-                    &stamp.round(round).bytes(half, half as usize),
-                );
-                device.write(stamp.round(round), 0..half)?;
-                drop(other);
-                Ok(round)
-            })();
-            if result.is_err() {
-                break;
-            }
+    const ROUNDS: u32 = 60;
+    let (file, device) = (&pinned.file, &mut pinned.device);
+    while_syncing(file, File::sync_all, || {
+        for round in 1..=ROUNDS {
+            let stamp = pinned.stamp.round(round);
+            let other = Mapping::shared(file, 0, len as usize)?;
+            other.store(half as usize, &stamp.bytes(half, half as usize));
+            device.write(stamp, 0..half)?;
         }
-        stop.store(true, Ordering::Release);
-        match syncer.join() {
-            Ok(synced) => synced?,
-            Err(_) => bail!("the syncing thread panicked"),
-        }
-        result
+        Ok(())
     })?;
     pinned.file.sync_all()?;
-    pinned.expect_on_disk(context, last)
+    pinned.expect_on_disk(context, ROUNDS)
 }

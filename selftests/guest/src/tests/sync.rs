@@ -8,15 +8,14 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{busy_flusher, wait_until, Flush, Pinned, KIB, MIB};
+use super::common::{busy_flusher, wait_until, while_syncing, Flush, Pinned, KIB, MIB};
 use crate::context::{expect_contents, Context};
-use crate::device::{write_until, Dma, Kind};
+use crate::device::{while_writing, Dma, Kind};
 use crate::diag;
 use crate::ledger::Switch;
 use crate::map::{Mapping, PAGE};
@@ -384,31 +383,20 @@ fn direct_write_beside_pins(context: &Context) -> Result<()> {
     let mut middle = Middle::new(context, "file", true)?;
     let direct = Direct::open(context, "file", Middle::LEN)?;
     let beside = Middle::PINNED.end..Middle::LEN;
-    let stop = AtomicBool::new(false);
-    let (stamp, file, device) = (middle.stamp, &middle.file, &mut *middle.device);
-    let (pinned_round, direct_round) = thread::scope(|scope| {
-        let writer = scope.spawn(|| write_until(device, &stop, stamp, Middle::PINNED));
-        let syncer = scope.spawn(|| -> io::Result<()> {
-            while !stop.load(Ordering::Acquire) {
-                file.sync_all()?;
-            }
-            Ok(())
-        });
+    let (stamp, file) = (middle.stamp, &middle.file);
+    let write_directly = || {
         let end = Instant::now() + Duration::from_secs(1);
         let mut round = 0;
-        let mut result = Ok(());
-        while result.is_ok() && Instant::now() < end {
+        while Instant::now() < end {
             round += 1;
-            result = direct.write(stamp.round(round), beside.clone());
+            direct.write(stamp.round(round), beside.clone())?;
         }
-        stop.store(true, Ordering::Release);
-        let (Ok(written), Ok(synced)) = (writer.join(), syncer.join()) else {
-            bail!("a thread panicked");
-        };
-        synced?;
-        result?;
-        Ok((written?, round))
-    })?;
+        Ok(round)
+    };
+    let (direct_round, pinned_round) =
+        while_writing(&mut *middle.device, stamp, Middle::PINNED, || {
+            while_syncing(file, File::sync_all, write_directly)
+        })?;
     diag!("{direct_round} direct writes beside {pinned_round} rounds of the device");
     let parts = [(Middle::PINNED, pinned_round), (beside, direct_round)];
     middle.expect_on_disk(context, &parts[1..])?;

@@ -2,15 +2,16 @@
 
 //! Programs that people use, on a mapped file.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
 use super::common::{Flush, MIB};
+use crate::beside::beside_steps;
 use crate::context::Context;
 use crate::diag;
 use crate::fs::run;
@@ -60,29 +61,24 @@ fn write_bw(context: &Context) -> Result<()> {
     for name in ["server", "client"] {
         context.sparse(name, 16 * MIB)?;
     }
-    let stop = AtomicBool::new(false);
-    let probe = context.open("server")?;
-    let map = Mapping::shared(&probe, 0, 4096)?;
-    thread::scope(|scope| {
-        let syncer = scope.spawn(|| -> Result<u32> {
-            let mut syncs = 0;
-            while !stop.load(Ordering::Acquire) {
-                Flush::Syncfs.call(&probe, &map)?;
-                syncs += 1;
-                thread::sleep(Duration::from_millis(20));
-            }
-            Ok(syncs)
-        });
-        let result = converse(start(&context.path("server"), None)?, || {
+    let ((), syncs) = while_syncfs(&context.open("server")?, || {
+        converse(start(&context.path("server"), None)?, || {
             start(&context.path("client"), Some("localhost"))
-        });
-        stop.store(true, Ordering::Release);
-        match syncer.join() {
-            Ok(syncs) => diag!("{} syncs meanwhile", syncs?),
-            Err(_) => bail!("the syncing thread panicked"),
-        }
-        result
-    })
+        })
+    })?;
+    diag!("{syncs} syncs meanwhile");
+    Ok(())
+}
+
+/// Syncs the filesystem that `file` is on, again and again, while `body` runs.
+fn while_syncfs<T>(file: &File, body: impl FnOnce() -> Result<T>) -> Result<(T, u32)> {
+    let map = Mapping::shared(file, 0, 4096)?;
+    let sync = || {
+        Flush::Syncfs.call(file, &map)?;
+        thread::sleep(Duration::from_millis(20));
+        Ok(())
+    };
+    beside_steps(sync, body)
 }
 
 fn converse(server: Child, client: impl FnOnce() -> Result<Child>) -> Result<()> {
@@ -150,30 +146,13 @@ fn fio(context: &Context, pattern: &str, direct: bool) -> Result<()> {
             "--allow_file_create=0",
         ])
         .args(["--thread=1", "--minimal", "--output-format=terse"]);
-    let stop = AtomicBool::new(false);
-    let map = Mapping::shared(&source, 0, 4096)?;
-    thread::scope(|scope| {
-        let syncer = scope.spawn(|| -> Result<()> {
-            while !stop.load(Ordering::Acquire) {
-                Flush::Syncfs.call(&source, &map)?;
-                thread::sleep(Duration::from_millis(20));
-            }
-            Ok(())
-        });
-        let result = run(&mut command);
-        stop.store(true, Ordering::Release);
-        match syncer.join() {
-            Ok(synced) => synced?,
-            Err(_) => bail!("the syncing thread panicked"),
-        }
-        result.map(|_| ())
-    })?;
+    while_syncfs(&source, || run(&mut command))?;
     // The buffers are an ordinary file again: what is in the cache is what remains.
     let cached = std::fs::read(&buffers)?;
     if cached.iter().all(|byte| *byte == 0) {
         bail!("fio left no data in {}", buffers.display());
     }
-    drop((map, source));
+    drop(source);
     context.remount()?;
     if std::fs::read(&buffers)? != cached {
         bail!("{} changed with the remount", buffers.display());

@@ -11,11 +11,11 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::{bail, Context as _, Result};
 
 use super::exact::small_folios;
+use crate::beside::beside;
 use crate::context::Context;
 use crate::device::Kind;
 use crate::diag;
@@ -76,22 +76,15 @@ impl Unpinned {
 
     /// The same while `disturb` is called again and again. Returns what it has added up.
     fn write_back_while(&self, disturb: impl Fn(&Self) -> Result<usize> + Sync) -> Result<usize> {
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let disturber = scope.spawn(|| -> Result<usize> {
-                let mut sum = disturb(self)?;
-                while !stop.load(Ordering::Acquire) {
-                    sum += disturb(self)?;
-                }
-                Ok(sum)
-            });
-            let written = self.write_back();
-            stop.store(true, Ordering::Release);
-            match disturber.join() {
-                Ok(sum) => written.and(sum),
-                Err(_) => bail!("the disturbing thread panicked"),
+        let disturb = |stop: &AtomicBool| {
+            let mut sum = disturb(self)?;
+            while !stop.load(Ordering::Acquire) {
+                sum += disturb(self)?;
             }
-        })
+            Ok(sum)
+        };
+        let ((), sum) = beside(disturb, || self.write_back())?;
+        Ok(sum)
     }
 
     /// Fails if anything was taken for a pin.

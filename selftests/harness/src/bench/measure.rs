@@ -233,21 +233,16 @@ pub fn count_instructions(
     arguments: &[&str],
     log: &Path,
 ) -> Result<(String, Outcome)> {
-    let mut config = counting(kernel);
-    config.append.extend(append.map(String::from));
-    run_in_guest(&config, programs::BENCH, arguments, log)
-}
-
-/// A guest whose clock counts instructions.
-fn counting(kernel: Option<&Path>) -> Config {
-    Config {
+    let config = Config {
         kernel: kernel.map(Path::to_owned),
+        append: append.map(String::from).into_iter().collect(),
         cpus: 1,
         count_instructions: true,
         timeout: Duration::from_secs(1800),
         silence: Duration::from_secs(600),
         ..Config::default()
-    }
+    };
+    run_in_guest(&config, programs::BENCH, arguments, log)
 }
 
 fn run_in_guest(

@@ -41,15 +41,16 @@ pub struct Options {
 
 /// Runs it, prints the tables, and says where the numbers are.
 pub fn bench(options: &Options) -> Result<u8> {
-    let log = cache::new_run("bench")?;
-    for part in Part::ALL {
-        if !options.only.is_empty() && !options.only.contains(&part) {
-            continue;
-        }
-        if options.redraw {
+    let asked = |part: &Part| options.only.is_empty() || options.only.contains(part);
+    let parts = Part::ALL.into_iter().filter(asked);
+    if options.redraw {
+        for part in parts {
             save(part, &documented(part)?)?;
-            continue;
         }
+        return Ok(0);
+    }
+    let log = cache::new_run("bench")?;
+    for part in parts {
         let mut samples = measure::measure(part, options, &log)?;
         samples.notes.extend(machine());
         let file = log.join(data_file(part));
