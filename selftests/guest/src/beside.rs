@@ -7,6 +7,15 @@ use std::thread;
 
 use anyhow::{bail, Result};
 
+/// Says stop when dropped, also by a panic: a scope waits for its threads in any case.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Calls `work` in a thread, and `body` beside it; once that has returned, the flag that `work` was given
 /// becomes true, and it is waited for. Returns what the two gave. If both fail, `body` says why.
 pub fn beside<W: Send, T>(
@@ -16,8 +25,9 @@ pub fn beside<W: Send, T>(
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let worker = scope.spawn(|| work(&stop));
+        let stop = Stop(&stop);
         let done = body();
-        stop.store(true, Ordering::Release);
+        drop(stop);
         match worker.join() {
             Ok(worked) => Ok((done?, worked?)),
             Err(_) => bail!("the thread beside it panicked"),
@@ -39,4 +49,42 @@ pub fn beside_steps<T>(
         Ok(times)
     };
     beside(steps, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+
+    use super::*;
+
+    #[test]
+    fn gives_what_both_give() {
+        let mut steps = 0;
+        let step = || {
+            steps += 1;
+            Ok(())
+        };
+        let pause = || {
+            thread::sleep(std::time::Duration::from_millis(20));
+            Ok("done")
+        };
+        let (done, times) = beside_steps(step, pause).unwrap();
+        assert!(done == "done" && times > 0 && times == steps);
+    }
+
+    #[test]
+    fn stops_when_the_body_fails_or_panics() {
+        let failed: Result<((), u32)> = beside_steps(|| Ok(()), || bail!("no"));
+        assert_eq!(failed.unwrap_err().to_string(), "no");
+        let run = || beside_steps(|| Ok(()), || -> Result<()> { panic!("no") });
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+    }
+
+    #[test]
+    fn tells_of_what_went_wrong_beside() {
+        let failed = beside(|_| -> Result<()> { bail!("no") }, || Ok(()));
+        assert_eq!(failed.unwrap_err().to_string(), "no");
+        let panicked = beside(|_| -> Result<()> { panic!("no") }, || Ok(()));
+        assert!(panicked.unwrap_err().to_string().contains("panicked"));
+    }
 }
