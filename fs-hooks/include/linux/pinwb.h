@@ -63,6 +63,28 @@ PINWB_KNOCKOUT(freeze);
 bool pinwb_guess_pinned(const struct folio *folio);
 #endif
 
+/**
+ * pinwb_dirtyable - pages of files that could become dirty
+ * @lru: those on the evictable lists
+ * @cached: all, with those that are not evictable
+ * @pinned: those that pins keep dirty
+ *
+ * Pinned pages are on the lists, or are mlocked as well and on none that counts.
+ * Without those under pins, either sum is at least what could become dirty: @lru
+ * is exact if all of them are mlocked, and @cached if nothing else is.
+ *
+ * Return: their number.
+ */
+static inline unsigned long pinwb_dirtyable(unsigned long lru,
+					    unsigned long cached,
+					    unsigned long pinned)
+{
+	/* The counters don't fit each other to the page. */
+	if (!pinned)
+		return lru;
+	return min(lru, cached - min(cached, pinned));
+}
+
 #ifdef CONFIG_PINWB
 
 /* Cleared by pinwb=off on the command line; does not change after boot. */

@@ -78,6 +78,15 @@ impl Mapping {
         }
     }
 
+    /// mlock(2) of the whole mapping.
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is the mapping itself; its contents stay.
+        match unsafe { libc::mlock(self.address.cast(), self.len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Moves the mapping to another address by mremap(2).
     pub fn relocate(&mut self) -> io::Result<()> {
         let room = Self::anonymous(self.len)?;

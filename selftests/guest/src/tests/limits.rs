@@ -40,6 +40,7 @@ pub const TESTS: &[Test] = &[
         .proves(&[I5])
         .without("no_exempt"),
     Test::new("limits.unpinned", unpinned).proves(&[I5]),
+    Test::new("limits.mlocked", mlocked).proves(&[I5]),
     Test::new("limits.sync_once", sync_once),
     Test::new("limits.interval", interval),
     Test::new("limits.unchanged", unchanged),
@@ -238,6 +239,32 @@ fn unpinned(context: &Context) -> Result<()> {
         bail!("dirty pages that were pinned are not written in the background");
     }
     drop((other, map, file));
+    Ok(())
+}
+
+/// What is mlocked as well is not among the memory that could be dirtied, so pins don't take it off again.
+fn mlocked(context: &Context) -> Result<()> {
+    const LEN: u64 = 64 * MIB;
+    let limit = || anyhow::Ok(vmstat::number("nr_dirty_threshold")? * PAGE);
+    let _half = Sysctl::set("vm/dirty_ratio", "50")?;
+    let unpinned = limit()?;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+    let before = limit()?;
+    pinned.map.lock()?;
+    let after = limit()?;
+    diag!("limit: {unpinned} bytes, with pins {before}, mlocked {after}");
+    if vmstat::memory("Unevictable")? < LEN {
+        bail!("what was mlocked is still evictable");
+    }
+    // Half of what could be dirtied.
+    if unpinned.saturating_sub(before) < LEN / 4 {
+        bail!("pins left the limit as it was: {before} bytes");
+    }
+    if before.saturating_sub(after) > LEN / 8 {
+        bail!("mlock of what is pinned took the limit from {before} to {after} bytes");
+    }
     Ok(())
 }
 
