@@ -40,8 +40,7 @@
 /* A way to know which pages are pinned. */
 struct bench_store {
 	const char *name;
-	int (*pin)(const unsigned long *pfns, unsigned long nr);
-	int (*unpin)(const unsigned long *pfns, unsigned long nr);
+	int (*add)(const unsigned long *pfns, unsigned long nr, int pins);
 	unsigned long (*lookup)(const unsigned long *pfns, unsigned long nr);
 	unsigned long (*bytes)(void);	/* of memory, that pins or the machine cost */
 	unsigned long (*bound)(const unsigned long *pfns, unsigned long nr);
@@ -68,7 +67,7 @@ static unsigned long bench_ledger_bound(const unsigned long *pfns, unsigned long
 
 static DEFINE_XARRAY(bench_xa);
 
-static int bench_xa_add(unsigned long pfn, long pins)
+static int bench_xa_add_one(unsigned long pfn, int pins)
 {
 	XA_STATE(xas, &bench_xa, pfn);
 
@@ -86,21 +85,12 @@ static int bench_xa_add(unsigned long pfn, long pins)
 	return xas_error(&xas);
 }
 
-static int bench_xa_pin(const unsigned long *pfns, unsigned long nr)
+static int bench_xa_add(const unsigned long *pfns, unsigned long nr, int pins)
 {
 	int ret = 0;
 
 	for (unsigned long i = 0; i < nr && !ret; i++)
-		ret = bench_xa_add(pfns[i], 1);
-	return ret;
-}
-
-static int bench_xa_unpin(const unsigned long *pfns, unsigned long nr)
-{
-	int ret = 0;
-
-	for (unsigned long i = 0; i < nr && !ret; i++)
-		ret = bench_xa_add(pfns[i], -1);
+		ret = bench_xa_add_one(pfns[i], pins);
 	return ret;
 }
 
@@ -131,7 +121,7 @@ struct page_ext_operations pinwb_bench_page_ext_ops = {
 	.need = bench_ext_needed,
 };
 
-static int bench_ext_add(const unsigned long *pfns, unsigned long nr, long pins)
+static int bench_ext_add(const unsigned long *pfns, unsigned long nr, int pins)
 {
 	for (unsigned long i = 0; i < nr; i++) {
 		struct page_ext *ext = page_ext_get(pfn_to_page(pfns[i]));
@@ -144,16 +134,6 @@ static int bench_ext_add(const unsigned long *pfns, unsigned long nr, long pins)
 		page_ext_put(ext);
 	}
 	return 0;
-}
-
-static int bench_ext_pin(const unsigned long *pfns, unsigned long nr)
-{
-	return bench_ext_add(pfns, nr, 1);
-}
-
-static int bench_ext_unpin(const unsigned long *pfns, unsigned long nr)
-{
-	return bench_ext_add(pfns, nr, -1);
 }
 
 static unsigned long bench_ext_lookup(const unsigned long *pfns, unsigned long nr)
@@ -178,17 +158,10 @@ static unsigned long bench_ext_bytes(void)
 	return get_num_physpages() * pinwb_bench_page_ext_ops.size;
 }
 
-static int bench_ref_pin(const unsigned long *pfns, unsigned long nr)
+static int bench_ref_add(const unsigned long *pfns, unsigned long nr, int pins)
 {
 	for (unsigned long i = 0; i < nr; i++)
-		folio_ref_add(pfn_folio(pfns[i]), GUP_PIN_COUNTING_BIAS);
-	return 0;
-}
-
-static int bench_ref_unpin(const unsigned long *pfns, unsigned long nr)
-{
-	for (unsigned long i = 0; i < nr; i++)
-		folio_ref_sub(pfn_folio(pfns[i]), GUP_PIN_COUNTING_BIAS);
+		folio_ref_add(pfn_folio(pfns[i]), pins * (int)GUP_PIN_COUNTING_BIAS);
 	return 0;
 }
 
@@ -204,30 +177,26 @@ static unsigned long bench_ref_lookup(const unsigned long *pfns, unsigned long n
 static const struct bench_store bench_stores[] = {
 	{
 		.name = "ledger",
-		.pin = pinwb_bench_ledger_pin,
-		.unpin = pinwb_bench_ledger_unpin,
+		.add = pinwb_bench_ledger_add,
 		.lookup = pinwb_bench_ledger_lookup,
 		.bytes = pinwb_bench_ledger_bytes,
 		.bound = bench_ledger_bound,
 	},
 	{
 		.name = "xarray",
-		.pin = bench_xa_pin,
-		.unpin = bench_xa_unpin,
+		.add = bench_xa_add,
 		.lookup = bench_xa_lookup,
 	},
 	{
 		.name = "page_ext",
-		.pin = bench_ext_pin,
-		.unpin = bench_ext_unpin,
+		.add = bench_ext_add,
 		.lookup = bench_ext_lookup,
 		.bytes = bench_ext_bytes,
 		.there = &bench_ext_wanted,
 	},
 	{
 		.name = "refcount",
-		.pin = bench_ref_pin,
-		.unpin = bench_ref_unpin,
+		.add = bench_ref_add,
 		.lookup = bench_ref_lookup,
 	},
 };
@@ -267,10 +236,10 @@ static u64 bench_take_step(struct bench_thread *me, enum bench_step step)
 
 	switch (step) {
 	case BENCH_PIN:
-		error = me->store->pin(me->pinned, me->nr / 2);
+		error = me->store->add(me->pinned, me->nr / 2, 1);
 		break;
 	case BENCH_UNPIN:
-		error = me->store->unpin(me->pinned, me->nr / 2);
+		error = me->store->add(me->pinned, me->nr / 2, -1);
 		break;
 	default:
 		found = me->store->lookup(me->pfns, me->nr);

@@ -21,37 +21,30 @@ unsafe fn slice<'a>(pfns: *const c_ulong, nr: c_ulong) -> &'a [usize] {
     unsafe { core::slice::from_raw_parts(pfns, nr) }
 }
 
-/// Counts a pin of each of the pages.
+/// Counts one pin more of each of the pages, or one less if `pins` is negative.
 ///
 /// # Safety
 ///
 /// `pfns` must be an array of `nr`.
 #[export]
-pub(crate) unsafe extern "C" fn pinwb_bench_ledger_pin(pfns: *const c_ulong, nr: c_ulong) -> c_int {
+pub(crate) unsafe extern "C" fn pinwb_bench_ledger_add(
+    pfns: *const c_ulong,
+    nr: c_ulong,
+    pins: c_int,
+) -> c_int {
     // SAFETY: By the caller's promise.
     let pfns = unsafe { slice(pfns, nr) };
 
     from_result(|| {
-        pfns.iter().try_for_each(|&pfn| BENCH.add(pfn, 1, 0))?;
+        if pins > 0 {
+            pfns.iter().try_for_each(|&pfn| BENCH.add(pfn, 1, 0))?;
+        } else {
+            for &pfn in pfns {
+                BENCH.sub(pfn, 1);
+            }
+        }
         Ok(0)
     })
-}
-
-/// Counts a pin less of each of the pages.
-///
-/// # Safety
-///
-/// `pfns` must be an array of `nr`.
-#[export]
-pub(crate) unsafe extern "C" fn pinwb_bench_ledger_unpin(
-    pfns: *const c_ulong,
-    nr: c_ulong,
-) -> c_int {
-    // SAFETY: By the caller's promise.
-    for &pfn in unsafe { slice(pfns, nr) } {
-        BENCH.sub(pfn, 1);
-    }
-    0
 }
 
 /// Returns how many of the pages have pins.

@@ -715,8 +715,8 @@ void pinwb_count_refusal(void);
 #ifdef CONFIG_PINWB_BENCHMARK
 struct page_ext_operations;
 extern struct page_ext_operations pinwb_bench_page_ext_ops;
-int pinwb_bench_ledger_pin(const unsigned long *pfns, unsigned long nr);
-int pinwb_bench_ledger_unpin(const unsigned long *pfns, unsigned long nr);
+int pinwb_bench_ledger_add(const unsigned long *pfns, unsigned long nr,
+			   int pins);
 unsigned long pinwb_bench_ledger_lookup(const unsigned long *pfns,
 					unsigned long nr);
 unsigned long pinwb_bench_ledger_bytes(void);
