@@ -80,6 +80,8 @@ pub struct Test {
     pub mount: &'static str,
     /// The filesystems that it is about, separated by spaces; empty if any will do.
     pub only: &'static str,
+    /// A text among the mkfs options of the command line that makes it pointless; empty if there is none.
+    pub unless_made: &'static str,
     /// Seconds after which it has failed.
     pub timeout: u64,
     /// Comes to the same however the filesystem was made and mounted.
@@ -102,6 +104,7 @@ impl Test {
             mkfs: "",
             mount: "",
             only: "",
+            unless_made: "",
             timeout: 180,
             once: false,
             proves: &[],
@@ -118,6 +121,14 @@ impl Test {
     /// For these filesystems only, separated by spaces.
     pub const fn only(self, only: &'static str) -> Self {
         Self { only, ..self }
+    }
+
+    /// Not for filesystems made with this option.
+    pub const fn unless_made(self, option: &'static str) -> Self {
+        Self {
+            unless_made: option,
+            ..self
+        }
     }
 
     /// With options of its own for mkfs and mount.
@@ -344,6 +355,9 @@ impl<'a> Runner<'a> {
             return self.run_child(test, None);
         }
         let options = self.options;
+        if !test.unless_made.is_empty() && options.mkfs_opts.contains(test.unless_made) {
+            return Ok(Verdict::Skip(format!("made with {}", test.unless_made)));
+        }
         let device = test.layer.set_up(
             options.disk_path().as_deref(),
             options.view_path().as_deref(),

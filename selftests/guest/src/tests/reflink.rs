@@ -22,41 +22,54 @@ use crate::tap::{Invariant, Test};
 
 use Invariant::{I1, I3, I4, I6};
 
+/// Nothing can be cloned then.
+const NO_REFLINK: &str = "reflink=0";
+
 pub const TESTS: &[Test] = &[
     Test::new("reflink.clone", |c| clone_between_rounds(c, false))
         .only("xfs btrfs")
+        .unless_made(NO_REFLINK)
         .proves(&[I4, I6])
         .without_on("xfs", "no_cow"),
     Test::new("reflink.clone_then_unpin", |c| {
         clone_between_rounds(c, true)
     })
     .only("xfs btrfs")
+    .unless_made(NO_REFLINK)
     .proves(&[I4, I6])
     .without_on("xfs", "no_cow"),
     Test::new("reflink.clone_while_dma", |c| {
         clone_while_dma(c, File::sync_data)
     })
     .only("xfs btrfs")
+    .unless_made(NO_REFLINK)
     .proves(&[I6])
     .without_on("xfs", "no_cow"),
     Test::new("reflink.clone_in_writeback", clone_in_writeback)
         .only("xfs btrfs")
+        .unless_made(NO_REFLINK)
         .proves(&[I6])
         .without_on("xfs", "no_exclusion"),
     Test::new("reflink.part_of_folio", part_of_folio)
         .only("xfs btrfs")
+        .unless_made(NO_REFLINK)
         .proves(&[I4, I6])
         .without_on("xfs", "no_cow"),
     Test::new("reflink.unshare", unshare)
         .only("xfs")
+        .unless_made(NO_REFLINK)
         .proves(&[I4]),
     Test::new("reflink.enospc", enospc)
         .only("xfs")
+        .unless_made(NO_REFLINK)
         .proves(&[I1, I4, I6])
         .without_on("xfs", "no_cow"),
-    Test::new("reflink.refused", refused).only("xfs btrfs"),
+    Test::new("reflink.refused", refused)
+        .only("xfs btrfs")
+        .unless_made(NO_REFLINK),
     Test::new("reflink.freeze_while_dma", freeze_while_dma)
         .only("xfs btrfs")
+        .unless_made(NO_REFLINK)
         .proves(&[I3, I4]),
     Test::new("xfs.shutdown_while_dma", shutdown_while_dma)
         .only("xfs")
