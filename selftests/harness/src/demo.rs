@@ -101,7 +101,64 @@ pub fn demo(config: &Config) -> Result<u8> {
         good &= pair[0].refused() && pair[1].works();
         println!("{}: {}", pair[0].fs, verdict(&pair[0], &pair[1]));
     }
+    println!();
+    for fs in FILESYSTEMS {
+        let said = tools(fs, config)?;
+        for (test, what) in TOOLS {
+            let works = passed(&said, test);
+            good &= works;
+            let result = if works { "works" } else { "FAILS" };
+            println!("{what:<38}  {fs:<5}  {result}");
+        }
+    }
     Ok(u8::from(!good))
+}
+
+/// Programs that everybody has, under syncs: the guest's tests that run them, and what they are.
+const TOOLS: [(&str, &str); 2] = [
+    (
+        "perftest.write_bw_under_sync",
+        "ib_write_bw --mmap, both ends pinned",
+    ),
+    ("fio.read", "fio, fixed buffers in a mapped file"),
+];
+
+/// What the tests of the tools say, in TAP; nothing if the guest had a splat.
+fn tools(fs: &str, config: &Config) -> Result<String> {
+    eprintln!("harness: pinwb: ib_write_bw and fio on a new {fs} ...");
+    let log = cache::new_run(&format!("demo-tools-{fs}"))?;
+    let mut argv = [programs::TEST, "run", "--fs", fs]
+        .map(String::from)
+        .to_vec();
+    for (test, _) in TOOLS {
+        argv.extend(["--filter", test].map(String::from));
+    }
+    let job = Job {
+        argv,
+        ..Job::default()
+    };
+    let mut said = Vec::new();
+    let outcome = qemu::boot(config, &job, &log, &mut |stream, bytes| match stream {
+        Stream::Out => said.extend_from_slice(bytes),
+        Stream::Err => eprint!("{}", String::from_utf8_lossy(bytes)),
+    })?;
+    outcome.complain();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    if outcome.end != End::Exit(0) {
+        eprint!("{said}");
+    }
+    Ok(if outcome.splats.is_empty() && outcome.wrong.is_empty() {
+        said
+    } else {
+        String::new()
+    })
+}
+
+/// True if a test ran and passed.
+fn passed(tap: &str, test: &str) -> bool {
+    tap.lines().any(|line| {
+        line.starts_with("ok ") && line.split_once(" - ").is_some_and(|(_, name)| name == test)
+    })
 }
 
 fn row(name: &'static str, fs: &'static str, append: &[&str], config: &Config) -> Result<Row> {
@@ -236,6 +293,15 @@ mod tests {
         );
         assert!(table.contains("41.5"), "{table}");
         assert!(table.contains("pinwb=off: EFAULT"), "{table}");
+    }
+
+    #[test]
+    fn tools_that_passed() {
+        let tap = "ok 1 - perftest.write_bw_under_sync\nok 2 - fio.read # SKIP no fio\n";
+        assert!(passed(tap, "perftest.write_bw_under_sync"));
+        assert!(!passed(tap, "fio.read"));
+        assert!(!passed("not ok 1 - fio.read\n", "fio.read"));
+        assert!(!passed("", "fio.read"));
     }
 
     #[test]
