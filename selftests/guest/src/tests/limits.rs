@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Result};
+use anyhow::{bail, ensure, Result};
 
 use super::common::{flusher_interval, wait_until, Flush, Pinned, Sysctl, KIB, MIB};
 use super::errors::written_before_outage;
@@ -122,19 +122,23 @@ fn counted(context: &Context, kind: Kind) -> Result<()> {
 /// A control group shows what its processes have pinned.
 fn cgroup(context: &Context) -> Result<()> {
     let group = Cgroup::new("pinwb-limits", 128 * MIB)?;
-    let shown = || group.number("memory.stat", "file_pinned");
+    // A group's file shows the last few pages of a change within seconds, when the kernel sums up for all.
+    let expect_shown = |bytes: u64, when: &str| {
+        let mut shown = 0;
+        let right = wait_until(Duration::from_secs(30), || {
+            shown = group.number("memory.stat", "file_pinned")?;
+            Ok(shown == bytes)
+        })?;
+        ensure!(right, "{when}: file_pinned is {shown} bytes, not {bytes}");
+        Ok(())
+    };
     drop(context.sparse("file", LEN)?);
     let orders = Orders::new(Kind::Uring, &context.path("file")).write(Stamp::fresh());
     let mut holder = Holder::start(group.confine(&mut orders.command()))?;
-    if shown()? != LEN {
-        bail!("file_pinned is {} bytes, not {LEN}", shown()?);
-    }
+    expect_shown(LEN, "pinned")?;
     holder.kill();
     ledger::wait_until_empty(10)?;
-    match shown()? {
-        0 => Ok(()),
-        left => bail!("file_pinned is {left} bytes with no pins left"),
-    }
+    expect_shown(0, "with no pins left")
 }
 
 /// Sets a dirty limit in bytes. Zero is not among the values that it takes: the ratio that was in force is
