@@ -15,6 +15,7 @@ use clap::Args;
 use crate::device::Kind;
 use crate::map::Mapping;
 use crate::stamp::Stamp;
+use crate::tasks;
 use crate::vmstat;
 
 /// What the process is told.
@@ -147,10 +148,8 @@ impl Holder {
 
     /// True if it is there and does nothing.
     pub fn is_stopped(&self) -> Result<bool> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        // The name of the program may contain anything, so the fields are counted from its end.
-        let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
-        Ok(state == Some(b'T'))
+        let (state, _) = tasks::stat(&self.0.id().to_string()).context("the process is gone")?;
+        Ok(state == "T")
     }
 
     /// Kills it, stopped or not. Its pins go with it, but not always at once.

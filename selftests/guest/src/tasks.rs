@@ -43,7 +43,7 @@ fn names(directory: impl AsRef<Path>) -> Vec<String> {
 }
 
 /// State and process group of a process or task that still exists.
-fn stat(task: &str) -> Option<(String, u32)> {
+pub fn stat(task: &str) -> Option<(String, u32)> {
     let text = fs::read_to_string(format!("/proc/{task}/stat")).ok()?;
     // The name before them may have blanks and brackets of its own.
     let mut fields = text.rsplit_once(") ")?.1.split(' ');

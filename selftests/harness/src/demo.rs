@@ -3,11 +3,14 @@
 //! `demo`: the same RDMA into a mapped file twice, on the kernel as it is today and with pinned
 //! writeback.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::job::Job;
-use crate::qemu::{self, Config, End, Stream};
+use crate::qemu::{self, Config, End, Outcome, Stream};
+use crate::tap::{Parser, Verdict};
 use crate::{cache, programs};
 
 /// Each has its rows.
@@ -133,19 +136,9 @@ fn tools(fs: &str, config: &Config) -> Result<String> {
     for (test, _) in TOOLS {
         argv.extend(["--filter", test].map(String::from));
     }
-    let job = Job {
-        argv,
-        ..Job::default()
-    };
-    let mut said = Vec::new();
-    let outcome = qemu::boot(config, &job, &log, &mut |stream, bytes| match stream {
-        Stream::Out => said.extend_from_slice(bytes),
-        Stream::Err => eprint!("{}", String::from_utf8_lossy(bytes)),
-    })?;
-    outcome.complain();
-    let said = String::from_utf8_lossy(&said).into_owned();
+    let (outcome, said, errors) = boot(config, argv, &log)?;
     if outcome.end != End::Exit(0) {
-        eprint!("{said}");
+        eprint!("{said}{errors}");
     }
     Ok(if outcome.splats.is_empty() && outcome.wrong.is_empty() {
         said
@@ -156,9 +149,28 @@ fn tools(fs: &str, config: &Config) -> Result<String> {
 
 /// True if a test ran and passed.
 fn passed(tap: &str, test: &str) -> bool {
-    tap.lines().any(|line| {
-        line.starts_with("ok ") && line.split_once(" - ").is_some_and(|(_, name)| name == test)
-    })
+    let mut parser = Parser::default();
+    for line in tap.lines() {
+        parser.line(line);
+    }
+    let mut tests = parser.tests.iter();
+    tests.any(|ran| ran.name == test && ran.verdict == Verdict::Pass)
+}
+
+/// Boots a guest for one command; returns how it ended and what the command said.
+fn boot(config: &Config, argv: Vec<String>, log: &Path) -> Result<(Outcome, String, String)> {
+    let job = Job {
+        argv,
+        ..Job::default()
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let outcome = qemu::boot(config, &job, log, &mut |stream, bytes| match stream {
+        Stream::Out => out.extend_from_slice(bytes),
+        Stream::Err => err.extend_from_slice(bytes),
+    })?;
+    outcome.complain();
+    let [out, err] = [out, err].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok((outcome, out, err))
 }
 
 fn row(name: &'static str, fs: &'static str, append: &[&str], config: &Config) -> Result<Row> {
@@ -166,20 +178,10 @@ fn row(name: &'static str, fs: &'static str, append: &[&str], config: &Config) -
     let log = cache::new_run(&format!("demo-{name}-{fs}"))?;
     let mut config = config.clone();
     config.append.extend(append.iter().map(|a| a.to_string()));
-    let job = Job {
-        argv: [programs::TEST, "demo", "--json", "--fs", fs]
-            .map(String::from)
-            .to_vec(),
-        ..Job::default()
-    };
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let outcome = qemu::boot(&config, &job, &log, &mut |stream, bytes| match stream {
-        Stream::Out => out.extend_from_slice(bytes),
-        Stream::Err => err.extend_from_slice(bytes),
-    })
-    .with_context(|| format!("boot with {name}"))?;
-    outcome.complain();
-    let said = String::from_utf8_lossy(&out)
+    let argv = [programs::TEST, "demo", "--json", "--fs", fs].map(String::from);
+    let (outcome, out, err) =
+        boot(&config, argv.to_vec(), &log).with_context(|| format!("boot with {name}"))?;
+    let said = out
         .lines()
         .rev()
         .find_map(|line| serde_json::from_str(line).ok());
@@ -188,9 +190,8 @@ fn row(name: &'static str, fs: &'static str, append: &[&str], config: &Config) -
     } else if let Some(wrong) = outcome.wrong.first() {
         Some(wrong.clone())
     } else if outcome.end != End::Exit(0) || said.is_none() {
-        let text = String::from_utf8_lossy(&err);
         let end = outcome.end.complaint().unwrap_or("no result".into());
-        Some(format!("{end}: {}", text.trim()))
+        Some(format!("{end}: {}", err.trim()))
     } else {
         None
     };

@@ -39,6 +39,7 @@ use crate::numa;
 use crate::stamp::Stamp;
 use crate::tap::Invariant::{I3, I4};
 use crate::tap::{expect_eq, skip, Test};
+use crate::tasks;
 
 /// A test that must fail if writeback waits for the pin.
 const fn without_waiting(name: &'static str, run: fn(&Context) -> Result<()>) -> Test {
@@ -209,7 +210,7 @@ fn within(
         let task = receiver.recv().unwrap_or(0);
         let in_time = wait_until(limit, || Ok(thread.is_finished()))?;
         let took = start.elapsed();
-        let stack = fs::read_to_string(format!("/proc/self/task/{task}/stack"));
+        let stack = tasks::stack(format!("self/task/{task}"));
         let held = Stats::read()?.get("pins");
         let stopped = holder.is_stopped()?;
         if !in_time {
@@ -220,7 +221,6 @@ fn within(
             Err(_) => bail!("the operation panicked"),
         };
         if !in_time {
-            let stack = stack.unwrap_or_default().replace('\n', " ");
             bail!("not done within {limit:?}, in {stack}");
         }
         if held < pins || !stopped {
