@@ -330,13 +330,17 @@ fn is_counted(folio: &Folio) -> bool {
 ///
 /// The caller has dirtied the folio if it wanted to, and still holds the references. Any context.
 pub(crate) fn forget(folio: &Folio, pins: u64) {
-    let Subtracted { short, left_node } = LEDGER.sub(folio.pfn(), pins);
+    let Subtracted {
+        short,
+        last,
+        left_node,
+    } = LEDGER.sub(folio.pfn(), pins);
 
     // CAST: As many as there are pages in an array.
     trace::unpin(folio, (pins - short) as usize);
-    if left_node {
+    if last {
         // SAFETY: The folio is valid, by the caller's references.
-        unsafe { bindings::pinwb_account_unpinned(folio.as_raw()) };
+        unsafe { bindings::pinwb_unpinned(folio.as_raw(), left_node) };
     }
     if kernel::warn_on!(short != 0) {
         pr_err!(

@@ -92,6 +92,8 @@ mod switches {
         keep_hashes: c"keep_hashes" => KEEP_HASHES;
         /// Let frozen filesystems be written to.
         no_freeze: c"no_freeze" => NO_FREEZE;
+        /// Leave pinned folios on the lists that reclaim scans.
+        no_cull: c"no_cull" => NO_CULL;
         /// Let writeback wait until nobody pins the folio.
         wait_for_pin: c"wait_for_pin" => WAIT_FOR_PIN;
         /// Take references that nobody accounts for as pins, as it was once proposed.

@@ -240,5 +240,6 @@ knockouts! {
     pinwb_knockout_touch: no_touch;
     pinwb_knockout_exempt: no_exempt;
     pinwb_knockout_freeze: no_freeze;
+    pinwb_knockout_cull: no_cull;
     pinwb_knockout_sticky: always_sticky;
 }

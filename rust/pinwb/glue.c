@@ -23,6 +23,7 @@
 #include <linux/once.h>
 #include <linux/sched/task.h>
 #include <linux/siphash.h>
+#include <linux/swap.h>
 #include <linux/sysctl.h>
 #include <linux/writeback.h>
 
@@ -220,10 +221,12 @@ static __always_inline bool pinwb_count_one(atomic64_t *entry, u64 exempt,
 
 /*
  * An entry counts no pins if its page is of a kind that is not counted, or if
- * nobody pinned it. The latter is for Rust, which complains. Says in *cleared
- * whether the folio is to be taken off NR_FILE_PINNED.
+ * nobody pinned it. The latter is for Rust, which complains. Says in *last whether
+ * this was the last pin, and in *cleared whether the folio is to be taken off
+ * NR_FILE_PINNED for that.
  */
-static __always_inline bool pinwb_forget_one(atomic64_t *entry, u64 *cleared)
+static __always_inline bool pinwb_forget_one(atomic64_t *entry, bool *last,
+					     u64 *cleared)
 {
 	s64 old = atomic64_read(entry);
 	s64 new;
@@ -237,8 +240,22 @@ static __always_inline bool pinwb_forget_one(atomic64_t *entry, u64 *cleared)
 			return false;
 	} while (!atomic64_try_cmpxchg_release(entry, &old, new));
 
-	*cleared = (u32)old == 1 ? old & PINWB_IN_NODE : 0;
+	*last = (u32)old == 1;
+	*cleared = *last ? old & PINWB_IN_NODE : 0;
 	return true;
+}
+
+/* Brings a folio back to the lists for reclaim, after its last pin was taken off. */
+static __always_inline void pinwb_rescue(struct folio *folio)
+{
+	/*
+	 * Either we see the flag, or who sets it sees that the pin has gone. The
+	 * entry was changed by an atomic operation. Pairs with the barrier in
+	 * folio_make_unevictable().
+	 */
+	smp_mb__after_atomic();
+	if (unlikely(folio_test_unevictable(folio)))
+		folio_rescue_unevictable(folio);
 }
 
 /* Folios with the same have the same memcg. */
@@ -394,6 +411,7 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
 	};
 	unsigned long i;
 	u64 cleared;
+	bool last;
 
 	rcu_read_lock();
 	for (i = 0; i < nr_pages && pages[i]; i++) {
@@ -402,11 +420,13 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
 
 		/* A tail page's entry counts no pins */
 		if (!entry || PageHead(pages[i]) ||
-		    !pinwb_forget_one(entry, &cleared))
+		    !pinwb_forget_one(entry, &last, &cleared))
 			break;
 		trace_pinwb_unpin(folio, 1);
 		if (likely(cleared))
 			pinwb_run_add(&run, folio, -1);
+		if (likely(last))
+			pinwb_rescue(folio);
 	}
 	pinwb_run_flush(&run);
 	rcu_read_unlock();
@@ -505,14 +525,18 @@ void pinwb_account_exempt(struct folio *folio)
 }
 
 /**
- * pinwb_account_unpinned - count a folio against the dirty limits again
- * @folio: has lost its last pin, and the bit PINWB_IN_NODE
+ * pinwb_unpinned - a folio is like others again
+ * @folio: has just lost its last pin
+ * @left_node: and the bit PINWB_IN_NODE: it counts against the dirty limits again
  *
  * Context: any.
  */
-void pinwb_account_unpinned(struct folio *folio)
+void pinwb_unpinned(struct folio *folio, bool left_node)
 {
-	lruvec_stat_mod_folio(folio, NR_FILE_PINNED, -folio_nr_pages(folio));
+	if (left_node)
+		lruvec_stat_mod_folio(folio, NR_FILE_PINNED,
+				      -folio_nr_pages(folio));
+	pinwb_rescue(folio);
 }
 
 void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb)

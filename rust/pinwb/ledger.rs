@@ -88,6 +88,7 @@ impl<S: TableSource> Ledger<S> {
         let Some(entry) = self.entries.word(pfn) else {
             return Subtracted {
                 short: pins,
+                last: false,
                 left_node: false,
             };
         };
@@ -102,6 +103,7 @@ impl<S: TableSource> Ledger<S> {
                 Ok(_) => {
                     return Subtracted {
                         short,
+                        last: short < pins && new.count() == 0,
                         left_node: (old & !new.word()) & Entry::IN_NODE != 0,
                     }
                 }
@@ -215,7 +217,9 @@ pub(crate) struct Subtracted {
     /// How many of the pins had not been counted at all: other than 0 is a bug of the caller's. The
     /// count stops at zero.
     pub(crate) short: u64,
-    /// The last pin has gone, and the caller takes the folio off `NR_FILE_PINNED`.
+    /// The last pin has gone.
+    pub(crate) last: bool,
+    /// And the caller takes the folio off `NR_FILE_PINNED`.
     pub(crate) left_node: bool,
 }
 

@@ -58,6 +58,8 @@ PINWB_KNOCKOUT(sticky);
 PINWB_KNOCKOUT(exempt);
 /* Leaving frozen filesystems alone */
 PINWB_KNOCKOUT(freeze);
+/* Hiding pinned folios from reclaim */
+PINWB_KNOCKOUT(cull);
 
 #ifdef CONFIG_PINWB_DEBUG
 bool pinwb_guess_pinned(const struct folio *folio);
@@ -67,11 +69,11 @@ bool pinwb_guess_pinned(const struct folio *folio);
  * pinwb_dirtyable - pages of files that could become dirty
  * @lru: those on the evictable lists
  * @cached: all, with those that are not evictable
- * @pinned: those that pins keep dirty
+ * @pinned: those that pins keep dirty; more than 0
  *
- * Pinned pages are on the lists, or are mlocked as well and on none that counts.
- * Without those under pins, either sum is at least what could become dirty: @lru
- * is exact if all of them are mlocked, and @cached if nothing else is.
+ * Pinned pages are on the lists, or reclaim or mlock(2) has taken them off. Either
+ * sum is at least what could become dirty: @lru is exact if all of them have been
+ * taken off, and @cached without them if nothing else has.
  *
  * Return: their number.
  */
@@ -80,8 +82,6 @@ static inline unsigned long pinwb_dirtyable(unsigned long lru,
 					    unsigned long pinned)
 {
 	/* The counters don't fit each other to the page. */
-	if (!pinned)
-		return lru;
 	return min(lru, cached - min(cached, pinned));
 }
 
@@ -272,16 +272,19 @@ static inline bool pinwb_exclude_pins(struct address_space *mapping)
 }
 
 /**
- * pinwb_folio_stays - can reclaim do anything about this folio?
- * @folio: a locked folio
- * @mapping: its mapping, or NULL
+ * pinwb_folio_stays - does a pin keep reclaim from doing anything about a folio?
+ * @folio: the folio
+ * @mapping: its mapping, or NULL; not freed before the caller is done
  *
- * Return: true if it can't, for a pin.
+ * Context: any.
+ *
+ * Return: true if so.
  */
 static inline bool pinwb_folio_stays(const struct folio *folio,
 				     const struct address_space *mapping)
 {
-	return mapping && pinwb_folio_pinned(folio, mapping);
+	return mapping && pinwb_folio_pinned(folio, mapping) &&
+	       !pinwb_knockout_cull();
 }
 
 /**
@@ -692,7 +695,7 @@ int pinwb_fault_for_write(struct mm_struct *mm, unsigned long address,
 			  bool mmap_locked);
 void pinwb_redirty_folio(struct folio *folio);
 void pinwb_account_exempt(struct folio *folio);
-void pinwb_account_unpinned(struct folio *folio);
+void pinwb_unpinned(struct folio *folio, bool left_node);
 u64 pinwb_set_exempt(const struct folio *folio);
 u64 pinwb_clear_exempt(const struct folio *folio);
 u64 pinwb_exempt_bits(const struct folio *folio);

@@ -87,6 +87,25 @@ impl Mapping {
         }
     }
 
+    /// munlock(2) of the whole mapping.
+    pub fn unlock(&self) -> io::Result<()> {
+        // SAFETY: as for lock().
+        match unsafe { libc::munlock(self.address.cast(), self.len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// How many pages are in memory, mapped or not: mincore(2).
+    pub fn cached(&self) -> io::Result<usize> {
+        let mut pages = vec![0; self.len.div_ceil(PAGE)];
+        // SAFETY: there is a byte for each page of the range, which is the mapping itself.
+        match unsafe { libc::mincore(self.address.cast(), self.len, pages.as_mut_ptr()) } {
+            0 => Ok(pages.iter().filter(|page| **page & 1 != 0).count()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Moves the mapping to another address by mremap(2).
     pub fn relocate(&mut self) -> io::Result<()> {
         let room = Self::anonymous(self.len)?;

@@ -18,8 +18,14 @@ pub const DIRTY: u64 = 1 << 4;
 /// The page is being written.
 pub const WRITEBACK: u64 = 1 << 8;
 
+/// Reclaim does not look at the page.
+pub const UNEVICTABLE: u64 = 1 << 18;
+
 /// The page is the head of a large folio, or another page of one.
 pub const COMPOUND: u64 = 1 << 15 | 1 << 16;
+
+/// In an entry of `/proc/self/pagemap`: there is a page.
+const PRESENT: u64 = 1 << 63;
 
 /// Reads page flags through one mapping.
 pub struct PageFlags {
@@ -52,7 +58,7 @@ impl PageFlags {
         let index = ((map.address() + offset) / PAGE) as u64;
         for _ in 0..100 {
             let entry = Self::number(&self.pagemap, index)?;
-            if entry >> 63 != 0 {
+            if entry & PRESENT != 0 {
                 return Ok(Some(entry & ((1 << 55) - 1)));
             }
             black_box(map.load(offset, 1));
@@ -82,6 +88,16 @@ impl PageFlags {
             .into_iter()
             .map(|frame| self.of_frame(frame))
             .collect()
+    }
+
+    /// How many pages are mapped, in all of a mapping.
+    pub fn mapped(&self, map: &Mapping) -> Result<usize> {
+        let first = map.address() / PAGE;
+        let mut mapped = 0;
+        for page in first..first + map.len() / PAGE {
+            mapped += usize::from(Self::number(&self.pagemap, page as u64)? & PRESENT != 0);
+        }
+        Ok(mapped)
     }
 
     /// How many pages of `range` have the flag.

@@ -130,7 +130,7 @@ fn sync_other_name(file: &File) -> io::Result<()> {
     synced
 }
 
-/// A value under /proc/sys that goes back to what it was when dropped.
+/// A value under /proc/sys, or elsewhere by its full path, that goes back to what it was when dropped.
 pub struct Sysctl {
     path: PathBuf,
     before: String,

@@ -16,6 +16,7 @@ mod machine;
 mod nowait;
 mod options;
 mod quota;
+mod reclaim;
 mod reflink;
 mod refuse;
 mod selfcheck;
@@ -48,6 +49,7 @@ const THEMES: &[&[Test]] = &[
     sync::TESTS,
     stable::TESTS,
     limits::TESTS,
+    reclaim::TESTS,
     frozen::TESTS,
     machine::TESTS,
     trace::TESTS,

@@ -565,8 +565,7 @@ fn umount_lazy(context: &Context) -> Result<()> {
 
 /// A part of the memory of a control group is pinned, and the rest is not enough for what is read in it.
 ///
-/// Reclaim comes to an end, and leaves pinned folios as they are. It still looks at them again and again,
-/// hence the small part and the generous limit.
+/// Reclaim comes to an end, and leaves pinned folios as they are.
 fn reclaim(context: &Context) -> Result<()> {
     const PINNED: u64 = 12 * MIB;
     const MEMORY: u64 = 4 * PINNED;

@@ -38,6 +38,8 @@ pub(crate) const OWNER: u32 = 17;
 /// Bits of a folio's flags, as in `kernel.h`.
 const PG_DIRTY: u64 = 1 << 0;
 const PG_WRITEBACK: u64 = 1 << 1;
+const PG_UNEVICTABLE: u64 = 1 << 2;
+const PG_LRU: u64 = 1 << 3;
 /// Tag of folios that are dirty, or were until writeback of them starts.
 const TAG_DIRTY: u64 = 1 << 0;
 /// Bits of a mapping's flags, as in `kernel.h`.
@@ -97,6 +99,8 @@ pub(crate) struct folio {
     lock: BitLock,
     /// Held by the I/O while PG_writeback is set, so that loom knows what a waiter waits for.
     io: BitLock,
+    /// The lock of the lists that reclaim scans; each folio has its own.
+    lruvec: Mutex<()>,
 }
 
 #[repr(C)]
@@ -137,6 +141,7 @@ impl folio {
             tags: Atomic::new(0),
             lock: BitLock::new(),
             io: BitLock::new(),
+            lruvec: Mutex::new(()),
         }
     }
 
@@ -440,6 +445,84 @@ pub(crate) unsafe fn filemap_remove_folio(folio: *mut folio) {
     }
 }
 
+// Reclaim.
+
+/// As `folio_evictable()`, of a file.
+fn folio_evictable(folio: &folio) -> bool {
+    // SAFETY: The folio is valid, and so is its mapping.
+    unsafe {
+        !mapping_was_pinned(folio.mapping())
+            || !crate::writeback::is_pinned(crate::mm::folio::Folio::from_raw(folio))
+    }
+}
+
+/// As `lru_add()` and `folio_make_unevictable()`, for one folio.
+///
+/// # Safety
+///
+/// The folio is valid, and the caller has isolated it.
+pub(crate) unsafe fn folio_putback_lru(folio: *mut folio) {
+    // SAFETY: By the caller's promise.
+    let folio = unsafe { at(folio) };
+    let _lruvec = folio.lruvec.lock();
+
+    folio.test_and_clear(PG_UNEVICTABLE);
+    if !folio_evictable(folio) {
+        memory::fetch_or(folio.flags_address(), PG_UNEVICTABLE, Ordering::Relaxed);
+        if !debug::is(Knockout::NoSecondLook) {
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            if folio_evictable(folio) {
+                folio.test_and_clear(PG_UNEVICTABLE);
+            }
+        }
+    }
+    folio.test_and_set(PG_LRU);
+}
+
+/// As the function of the same name, without the lists. Returns whether it was on one.
+///
+/// # Safety
+///
+/// The folio is valid.
+pub(crate) unsafe fn folio_isolate_lru(folio: *mut folio) -> bool {
+    // SAFETY: By the caller's promise.
+    unsafe { at(folio) }.test_and_clear(PG_LRU)
+}
+
+/// As in `mm/vmscan.c`.
+#[no_mangle]
+unsafe extern "C-unwind" fn folio_rescue_unevictable(folio: *mut folio) {
+    // SAFETY: The folio is valid.
+    let folio = unsafe { at(folio) };
+    let isolated_first = debug::is(Knockout::IsolateFirst);
+
+    // As check_move_unevictable_folios() does.
+    if isolated_first && !folio.test_and_clear(PG_LRU) {
+        return;
+    }
+    let _lruvec = folio.lruvec.lock();
+
+    if isolated_first || folio.test_and_clear(PG_LRU) {
+        if folio_evictable(folio) {
+            folio.test_and_clear(PG_UNEVICTABLE);
+        }
+        folio.test_and_set(PG_LRU);
+    }
+}
+
+/// Is it on the list of what can't be reclaimed?
+///
+/// # Safety
+///
+/// The folio is valid.
+pub(crate) unsafe fn folio_is_culled(folio: *const folio) -> bool {
+    // SAFETY: By the caller's promise.
+    let flags = unsafe { at(folio) }.flags();
+
+    assert!(flags & PG_LRU != 0, "lru: a folio is on no list");
+    flags & PG_UNEVICTABLE != 0
+}
+
 // The page cache and memory management.
 
 pub(crate) const BATCH: usize = 4;
@@ -578,9 +661,13 @@ extern "C-unwind" {
         owner: u64,
         set: &mut u64,
     ) -> bool;
-    pub(crate) fn pinwb_forget_one(entry: *mut atomic64_t, cleared: &mut u64) -> bool;
+    pub(crate) fn pinwb_forget_one(
+        entry: *mut atomic64_t,
+        last: &mut bool,
+        cleared: &mut u64,
+    ) -> bool;
     pub(crate) fn pinwb_account_exempt(folio: *mut folio);
-    pub(crate) fn pinwb_account_unpinned(folio: *mut folio);
+    pub(crate) fn pinwb_unpinned(folio: *mut folio, left_node: bool);
     fn __pinwb_account_cleaned(folio: *mut folio, wb: *mut bdi_writeback);
     pub(crate) fn pinwb_admit_ready(
         pages: *mut *mut page,

@@ -30,6 +30,10 @@ pub(crate) enum Knockout {
     NoLock,
     /// Admission does not wait for writeback.
     NoWait,
+    /// Reclaim does not look for pins again when it has put a folio away.
+    NoSecondLook,
+    /// The last unpin isolates a folio before it takes the lock of the lists.
+    IsolateFirst,
 }
 
 thread_local! {

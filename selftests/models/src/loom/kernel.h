@@ -64,7 +64,7 @@ struct pinwb_run {
 #define PINWB_OWNER_SHIFT	34
 #define PAGE_SHIFT		12
 
-enum { PG_dirty, PG_writeback };
+enum { PG_dirty, PG_writeback, PG_unevictable };
 enum { AS_PINNED_WRITEBACK, AS_WAS_PINNED };
 enum { NR_FILE_PINNED, WB_PINNED };
 
@@ -88,12 +88,14 @@ enum { NR_FILE_PINNED, WB_PINNED };
 #define atomic64_try_cmpxchg_release(v, old, new) \
 	model_try_cmpxchg((unsigned long *)&(v)->counter, (unsigned long *)(old), new, true)
 
-/* Full, which it is not without the atomic after it: there always is one. */
+/* Full, which they are not without the atomic beside them: there always is one. */
 #define smp_mb__before_atomic()	model_mb()
+#define smp_mb__after_atomic()	model_mb()
 
 #define PageCompound(page)	((void)(page), false)
 #define PageHead(page)		((void)(page), false)
 #define folio_nr_pages(folio)	((void)(folio), 1L)
+#define folio_test_unevictable(folio)	test_bit(PG_unevictable, &(folio)->flags.f)
 #define trace_pinwb_pin(folio, pins)	((void)(folio), (void)(pins))
 #define trace_pinwb_unpin(folio, pins)	((void)(folio), (void)(pins))
 
@@ -119,6 +121,7 @@ void model_mb(void);
 unsigned long page_to_pfn(const struct page *page);
 bool folio_trylock(struct folio *folio);
 void folio_unlock(struct folio *folio);
+void folio_rescue_unevictable(struct folio *folio);
 
 bool __pinwb_keep_dirty(struct folio *folio);
 bool __pinwb_mapping_has_pins(struct address_space *mapping);
@@ -130,12 +133,13 @@ u64 pinwb_clear_exempt(const struct folio *folio);
 /* The cut-out functions have no prototypes of their own. */
 atomic64_t *pinwb_leaf_entry(const struct pinwb_leaf *leaf, const struct page *page);
 bool pinwb_count_one(atomic64_t *entry, u64 exempt, u64 owner, u64 *set);
-bool pinwb_forget_one(atomic64_t *entry, u64 *cleared);
+bool pinwb_forget_one(atomic64_t *entry, bool *last, u64 *cleared);
+void pinwb_rescue(struct folio *folio);
 void pinwb_run_flush(struct pinwb_run *run);
 void pinwb_run_add(struct pinwb_run *run, struct folio *folio, long nr);
 atomic64_t *pinwb_lock_ready(struct page *page, const struct address_space *mapping,
 			     const struct pinwb_leaf *leaf);
 void pinwb_account(struct folio *folio, struct bdi_writeback *wb, u64 bits, long nr);
 void pinwb_account_exempt(struct folio *folio);
-void pinwb_account_unpinned(struct folio *folio);
+void pinwb_unpinned(struct folio *folio, bool left_node);
 void __pinwb_account_cleaned(struct folio *folio, struct bdi_writeback *wb);

@@ -10,7 +10,7 @@ use pinwb_models::report::{Model, Outcome};
 
 use crate::debug::{self, Knockout};
 use crate::memory::{self, Weakness};
-use crate::scenarios::{ledger, protocol};
+use crate::scenarios::{ledger, lru, protocol};
 
 /// What is taken away from a scenario.
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +50,11 @@ static INTERLEAVINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// All scenarios, each followed by those that must break it.
 pub(crate) fn all(quick: bool) -> Vec<Model<'static>> {
-    let scenarios = ledger::SCENARIOS.iter().chain(protocol::SCENARIOS);
+    let scenarios = [ledger::SCENARIOS, protocol::SCENARIOS, lru::SCENARIOS];
 
     scenarios
+        .into_iter()
+        .flatten()
         .flat_map(|scenario| {
             let holds = Model::new(scenario.name, move || holds(scenario, quick));
             let breaks = scenario.breaks.iter().map(move |broken| {

@@ -287,6 +287,22 @@ impl World {
         }
     }
 
+    // Reclaim.
+
+    /// Puts a page on the list for what it is, which is new, or was isolated.
+    pub(crate) fn put_on_lru(&self, page: usize) {
+        // SAFETY: The folio belongs to the execution.
+        unsafe { bindings::folio_putback_lru(self.folio(page)) };
+    }
+
+    /// Looks at a page, if nobody else does, and puts it where it belongs.
+    pub(crate) fn scan(&self, page: usize) {
+        // SAFETY: The folio belongs to the execution.
+        if unsafe { bindings::folio_isolate_lru(self.folio(page)) } {
+            self.put_on_lru(page);
+        }
+    }
+
     /// Opts the file out, as for verity. Returns whether there were no pins.
     pub(crate) fn opt_out(&self) -> bool {
         // SAFETY: The mapping belongs to the execution.
@@ -327,6 +343,18 @@ impl World {
 
         assert_eq!(count, pins, "I7: pins counted, and held");
         self.check_exempt();
+    }
+
+    /// When nothing runs: a page without pins is where reclaim finds it.
+    pub(crate) fn check_lru(&self, page: usize) {
+        // SAFETY: The folio belongs to the execution.
+        let culled = unsafe { bindings::folio_is_culled(self.folio(page)) };
+        let pinned = LEDGER.get(PFN + page).count() != 0;
+
+        assert!(
+            !culled || pinned,
+            "lru: a folio without pins was left behind"
+        );
     }
 
     /// I5, when nothing runs: the counters of what the dirty limits leave out have what is dirty and

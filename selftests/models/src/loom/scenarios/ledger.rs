@@ -219,7 +219,7 @@ fn with_c() {
     });
     let forget = ledger.spawn(|ledger| {
         // SAFETY: As above.
-        assert!(unsafe { bindings::pinwb_forget_one(ledger.entry(), &mut 0) });
+        assert!(unsafe { bindings::pinwb_forget_one(ledger.entry(), &mut false, &mut 0) });
     });
 
     ledger.add(4);
@@ -242,7 +242,7 @@ fn left_behind() {
             data.write();
             if in_c {
                 // SAFETY: The entry is valid.
-                assert!(unsafe { bindings::pinwb_forget_one(ledger.entry(), &mut 0) });
+                assert!(unsafe { bindings::pinwb_forget_one(ledger.entry(), &mut false, &mut 0) });
             } else {
                 ledger.sub(1);
             }
@@ -311,7 +311,8 @@ fn stops_at_zero() {
 fn too_many() {
     let ledger = Shared::with_pins(1);
     // SAFETY: The entry is valid.
-    let forget = |ledger: &Shared| unsafe { bindings::pinwb_forget_one(ledger.entry(), &mut 0) };
+    let forget =
+        |ledger: &Shared| unsafe { bindings::pinwb_forget_one(ledger.entry(), &mut false, &mut 0) };
     let one = ledger.spawn(forget);
     let other = ledger.spawn(forget);
 

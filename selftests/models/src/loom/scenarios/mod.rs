@@ -3,4 +3,5 @@
 //! Small cases, each a function that is one execution.
 
 pub(crate) mod ledger;
+pub(crate) mod lru;
 pub(crate) mod protocol;
