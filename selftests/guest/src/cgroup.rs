@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +21,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// It is removed when dropped; its processes must be gone by then.
 pub struct Cgroup {
     path: PathBuf,
+    id: u64,
     processes: File,
 }
 
@@ -41,7 +43,12 @@ impl Cgroup {
         let processes = OpenOptions::new()
             .write(true)
             .open(path.join("cgroup.procs"))?;
-        Ok(Self { path, processes })
+        let id = path.metadata()?.ino();
+        Ok(Self {
+            path,
+            id,
+            processes,
+        })
     }
 
     /// Has the command run in the group from its beginning. To be started while the group exists.
@@ -56,6 +63,11 @@ impl Cgroup {
                 },
             )
         }
+    }
+
+    /// The number by which the kernel names it.
+    pub fn id(&self) -> String {
+        self.id.to_string()
     }
 
     /// A number that the group's memory controller tells in `memory.stat` or `memory.events`.

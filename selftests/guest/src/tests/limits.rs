@@ -2,9 +2,10 @@
 
 //! Pinned pages stay dirty, and that must be nobody else's trouble: dirty limits and flusher.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::context::{create, Context};
 use crate::device::Kind;
 use crate::diag;
+use crate::fs as filesystem;
 use crate::holder::{Holder, Orders};
 use crate::layer::{Layer, Outage};
 use crate::ledger::{self, Stats};
@@ -36,6 +38,10 @@ pub const TESTS: &[Test] = &[
     Test::new("limits.writer", writer)
         .proves(&[I5])
         .without("no_exempt"),
+    Test::new("limits.group_writer", group_writer)
+        .proves(&[I5])
+        .without("no_exempt"),
+    Test::new("limits.switched", switched).proves(&[I5]),
     Test::new("limits.background", background)
         .proves(&[I5])
         .without("no_exempt"),
@@ -196,6 +202,90 @@ fn writer(context: &Context) -> Result<()> {
     }
     drop(pinned);
     Ok(())
+}
+
+/// The same within a control group, which has limits of its own.
+fn group_writer(context: &Context) -> Result<()> {
+    const MEMORY: u64 = 128 * MIB;
+    drop(context.sparse("file", MEMORY / 2)?);
+    let group = Cgroup::new("pinwb-limits", MEMORY)?;
+    let orders = Orders::new(Kind::Uring, &context.path("file"));
+    let holder = Holder::start(group.confine(&mut orders.command()))?;
+    filesystem::run(&mut Command::new("sync"))?;
+    let before = vmstat::number("nr_written")?;
+    let written = || anyhow::Ok((vmstat::number("nr_written")? - before) * PAGE);
+    let mut writer = Command::new("dd");
+    let output = format!("of={}", context.path("other").display());
+    writer.args(["if=/dev/zero", &output, "bs=64k", "count=64", "status=none"]);
+    let mut writer = group.confine(&mut writer).spawn()?;
+    let done = wait_until(Duration::from_secs(60), || {
+        Ok(writer.try_wait()?.is_some() || written()? > MIB)
+    })?;
+    // The flusher would be at it by now.
+    thread::sleep(Duration::from_millis(500));
+    let bytes = written()?;
+    let _ = writer.kill();
+    let status = writer.wait()?;
+    drop(holder);
+    ensure!(
+        bytes <= MIB,
+        "{bytes} bytes were written back: pinned pages count against the limits of the group"
+    );
+    ensure!(done && status.success(), "the writer: {status}");
+    Ok(())
+}
+
+/// Bytes of pinned pages that count for the writeback of a control group, on all devices.
+fn pinned_for(group: &Cgroup) -> Result<u64> {
+    let mut pinned = 0;
+    for entry in fs::read_dir("/sys/kernel/debug/bdi")? {
+        let text = fs::read_to_string(entry?.path().join("wb_stats")).unwrap_or_default();
+        for stats in text.split("\n\n") {
+            if vmstat::field(stats, ':', "WbCgIno").is_ok_and(|id| id == group.id()) {
+                pinned += vmstat::kilobytes(stats, "WbPinned")?;
+            }
+        }
+    }
+    Ok(pinned)
+}
+
+/// A file is written back for the group that used it first, until most of its dirty pages are another's.
+/// Pinned ones move with it, while they are dirty.
+fn switched(context: &Context) -> Result<()> {
+    let first = Cgroup::new("pinwb-first", 128 * MIB)?;
+    let second = Cgroup::new("pinwb-second", 128 * MIB)?;
+    let path = context.path("file");
+    drop(context.sparse("file", LEN)?);
+    // Who dirties a page of it first while it is in memory has it.
+    context.remount()?;
+    let mut one_page = Command::new("dd");
+    let output = format!("of={}", path.display());
+    one_page.args(["if=/dev/zero", &output, "bs=4k", "count=1", "conv=notrunc"]);
+    filesystem::run(first.confine(&mut one_page))?;
+    let orders = Orders::new(Kind::Uring, &path).write(Stamp::fresh());
+    let holder = Holder::start(second.confine(&mut orders.command()))?;
+    let before = [pinned_for(&first)?, pinned_for(&second)?];
+
+    let file = context.open("file")?;
+    let mut syncs = 0;
+    let moved = wait_until(Duration::from_secs(30), || {
+        file.sync_all()?;
+        syncs += 1;
+        Ok(pinned_for(&first)? <= BLUR && pinned_for(&second)?.abs_diff(LEN) <= BLUR)
+    })?;
+    let after = [pinned_for(&first)?, pinned_for(&second)?];
+    diag!("bytes of the groups: {before:?}, after {syncs} syncs {after:?}");
+    ensure!(
+        before[0].abs_diff(LEN) <= BLUR,
+        "the first group does not write the file: nothing was tested"
+    );
+    ensure!(moved, "pinned pages did not move: {after:?}");
+    expect_on_devices(LEN, "moved")?;
+
+    drop(holder);
+    ledger::wait_until_empty(10)?;
+    file.sync_all()?;
+    expect_on_devices(0, "unpinned and clean")
 }
 
 /// The flusher in the background cleans what it can, and leaves alone what stays dirty anyway.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{wait_until, Pinned, MIB};
+use super::common::{wait_until, Pinned, Sysctl, MIB};
 use crate::context::{create, expect_contents, Context};
 use crate::device::{while_writing, Kind};
 use crate::diag;
@@ -34,6 +34,8 @@ pub const TESTS: &[Test] = &[
         .proves(&[I1, I3]),
     Test::new("machine.setro", setro).proves(&[I1, I3]),
     Test::new("machine.removed", removed).proves(&[I1, I3]),
+    Test::new("machine.suspend_uring", |c| suspend(c, Kind::Uring)).proves(&[I1, I3, I4]),
+    Test::new("machine.suspend_verbs", |c| suspend(c, Kind::Verbs)).proves(&[I1, I3, I4]),
 ];
 
 const LEN: u64 = 4 * MIB;
@@ -226,4 +228,51 @@ fn removed(context: &Context) -> Result<()> {
     filesystem::unmount(&directory)?;
     found?;
     run(&mut kind.check(&disk)).map(drop)
+}
+
+/// Has the kernel suspend no further than a level, and go on from there.
+struct SuspendTest {
+    _delay: Sysctl,
+}
+
+impl SuspendTest {
+    const LEVEL: &str = "/sys/power/pm_test";
+
+    fn new(level: &str) -> Result<Self> {
+        if !Path::new(Self::LEVEL).exists() {
+            return skip("the kernel has no CONFIG_PM_DEBUG");
+        }
+        let delay = Sysctl::set("/sys/module/suspend/parameters/pm_test_delay", "1")?;
+        fs::write(Self::LEVEL, level).context("pm_test")?;
+        Ok(Self { _delay: delay })
+    }
+}
+
+impl Drop for SuspendTest {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::LEVEL, "none");
+    }
+}
+
+/// The machine is suspended until its devices are, while a device writes, and with the filesystems frozen
+/// for it as well. It is not kept awake by a pin, has all on the disk that was there before, and goes on.
+fn suspend(context: &Context, kind: Kind) -> Result<()> {
+    let _test = SuspendTest::new("devices")?;
+    let suspend = || fs::write("/sys/power/state", "freeze").context("not suspended");
+    let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
+    for freeze in ["0", "1"] {
+        let _freeze = Sysctl::set("/sys/power/freeze_filesystems", freeze)?;
+        pinned.stamp = Stamp::fresh();
+        pinned.write(1)?;
+        suspend()?;
+        pinned
+            .expect_on_disk(context, 1)
+            .context("suspending syncs")?;
+
+        let (stamp, range) = (Stamp::fresh(), pinned.range.clone());
+        let ((), last) = while_writing(&mut *pinned.device, stamp, range.clone(), suspend)?;
+        pinned.file.sync_all()?;
+        context.expect_on_disk(&pinned.file, range, stamp.round(last))?;
+    }
+    pinned.remount(context, "file").map(drop)
 }
