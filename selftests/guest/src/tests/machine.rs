@@ -34,8 +34,7 @@ pub const TESTS: &[Test] = &[
         .proves(&[I1, I3]),
     Test::new("machine.setro", setro).proves(&[I1, I3]),
     Test::new("machine.removed", removed).proves(&[I1, I3]),
-    Test::new("machine.suspend_uring", |c| suspend(c, Kind::Uring)).proves(&[I1, I3, I4]),
-    Test::new("machine.suspend_verbs", |c| suspend(c, Kind::Verbs)).proves(&[I1, I3, I4]),
+    Test::new("machine.suspend", suspend).proves(&[I1, I3, I4]),
 ];
 
 const LEN: u64 = 4 * MIB;
@@ -256,13 +255,12 @@ impl Drop for SuspendTest {
 
 /// The machine is suspended until its devices are, while a device writes, and with the filesystems frozen
 /// for it as well. It is not kept awake by a pin, has all on the disk that was there before, and goes on.
-fn suspend(context: &Context, kind: Kind) -> Result<()> {
+fn suspend(context: &Context) -> Result<()> {
     let _test = SuspendTest::new("devices")?;
     let suspend = || fs::write("/sys/power/state", "freeze").context("not suspended");
-    let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
-    for freeze in ["0", "1"] {
+    for (freeze, kind) in [("0", Kind::Verbs), ("1", Kind::Uring)] {
         let _freeze = Sysctl::set("/sys/power/freeze_filesystems", freeze)?;
-        pinned.stamp = Stamp::fresh();
+        let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
         pinned.write(1)?;
         suspend()?;
         pinned
@@ -273,6 +271,7 @@ fn suspend(context: &Context, kind: Kind) -> Result<()> {
         let ((), last) = while_writing(&mut *pinned.device, stamp, range.clone(), suspend)?;
         pinned.file.sync_all()?;
         context.expect_on_disk(&pinned.file, range, stamp.round(last))?;
+        pinned.remount(context, "file")?;
     }
-    pinned.remount(context, "file").map(drop)
+    Ok(())
 }

@@ -155,7 +155,7 @@ fn truncated(context: &Context) -> Result<()> {
 /// However the last unpin and reclaim meet, no page is left behind.
 fn rescued(context: &Context) -> Result<()> {
     const LEN: u64 = MIB;
-    const TIME: Duration = Duration::from_secs(4);
+    const TIME: Duration = Duration::from_secs(2);
     let flags = PageFlags::open()?;
     let file = context.sparse("file", LEN)?;
     let map = Mapping::shared(&file, 0, LEN as usize)?;
