@@ -78,7 +78,13 @@
 //! `mempool_alloc_bulk()` allocates with GFP_KERNEL; the scope around it takes I/O and filesystems
 //! out of reclaim.
 
-use crate::unchanged;
+use crate::{
+    bounced::{
+        FileId,
+        BOUNCED, //
+    },
+    unchanged, //
+};
 use kernel::{
     bindings,
     block::bio::{
@@ -722,6 +728,10 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
         Ok(0) => 0,
         Ok(bytes) => {
             crate::stats::bounced(1, bytes as u64);
+            // SAFETY: The folios under writeback keep the inode.
+            let ino = unsafe { (*inode).i_ino };
+            let file = FileId::new(inode.addr(), ino);
+            BOUNCED.add(file, bytes as u64);
             // SAFETY: As the caller promises.
             unsafe { crate::trace::bounce(inode, bio.as_raw(), bytes) };
             0

@@ -6,8 +6,9 @@
 //! - `ledger`: one folio with pins a line: `major:minor inode index pages pfn count owner`, or
 //!   `- - -` for the first three when the folio is in no file any more. `index` is in pages, `owner`
 //!   the process that took the first of the pins.
-//! - `files`: one file with pins a line: `major:minor inode folios pages pins owner path`. The path
-//!   is one from the root of the filesystem, or `-` if none is in memory.
+//! - `files`: one file with pins a line: `major:minor inode folios pages pins owner bounced path`,
+//!   with the bytes that were copied for writeback. The path is one from the root of the filesystem,
+//!   or `-` if none is in memory.
 //! - `knockout/`, `delay/`: see `debug.rs`.
 
 use crate::{
@@ -95,14 +96,15 @@ fn show_files(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for file in files.values() {
         write!(
             f,
-            "{}:{} {} {} {} {} {} ",
+            "{}:{} {} {} {} {} {} {} ",
             file.first.major,
             file.first.minor,
             file.first.ino,
             file.folios,
             file.pages,
             file.pins,
-            file.owner
+            file.owner,
+            file.bounced()
         )?;
         match file.path(&mut buffer) {
             Some(path) => f.write_fmt(fmt!("{}\n", BStr::from_bytes(path.to_bytes())))?,

@@ -11,13 +11,14 @@
 //! - [`writeback`]: the keep-dirty step, and what writeback asks the ledger;
 //! - [`bounce`]: the copies, for a bio;
 //! - [`unchanged`]: what periodic writeback need not write again;
-//! - [`stats`], [`debugfs`], [`debug`]: what happened, who is pinned, and switches for tests;
+//! - [`stats`], [`bounced`], [`debugfs`], [`debug`]: what happened, who is pinned, and switches for tests;
 //! - [`ffi`] and `glue.c`: the border to C.
 //!
 //! The races and the arguments are in `Documentation/mm/pinwb/design.rst`.
 
 mod admit;
 mod bounce;
+mod bounced;
 mod debug;
 mod debugfs;
 mod entry;
@@ -35,6 +36,8 @@ mod writeback;
 mod bench;
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]
 mod bounce_kunit;
+#[cfg(CONFIG_PINWB_KUNIT_TEST)]
+mod bounced_kunit;
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]
 mod ledger_kunit;
 #[cfg(CONFIG_PINWB_KUNIT_TEST)]

@@ -2,7 +2,13 @@
 
 //! In which files the pinned folios are.
 
-use crate::ledger::LEDGER;
+use crate::{
+    bounced::{
+        FileId,
+        BOUNCED, //
+    },
+    ledger::LEDGER, //
+};
 use core::ffi::CStr;
 use kernel::{
     bindings,
@@ -36,6 +42,12 @@ pub(crate) struct FilePins {
 }
 
 impl FilePins {
+    /// Bytes of it that were copied for writeback, see `bounced.rs`.
+    pub(crate) fn bounced(&self) -> u64 {
+        // CAST: 64 bits both.
+        BOUNCED.of(FileId::new(self.first.inode.addr(), self.first.ino as u64))
+    }
+
     /// A path of the file, from the root of its filesystem, if there is one in memory.
     ///
     /// Context: process context.

@@ -98,12 +98,14 @@ pub struct FilePins {
     pub pages: u64,
     pub pins: u64,
     pub owner: u32,
+    /// Bytes that were copied for writeback.
+    pub bounced: u64,
     /// From the root of its filesystem; `-` if it has none.
     pub path: String,
 }
 
 fn parse_file(line: &str) -> Option<FilePins> {
-    let mut fields = line.splitn(7, ' ');
+    let mut fields = line.splitn(8, ' ');
     let mut next = || fields.next();
     let (_device, inode, _folios) = (next()?, next()?, next()?);
     Some(FilePins {
@@ -111,6 +113,7 @@ fn parse_file(line: &str) -> Option<FilePins> {
         pages: next()?.parse().ok()?,
         pins: next()?.parse().ok()?,
         owner: next()?.parse().ok()?,
+        bounced: next()?.parse().ok()?,
         path: next()?.to_owned(),
     })
 }

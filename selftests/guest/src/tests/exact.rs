@@ -465,12 +465,13 @@ fn files(context: &Context) -> Result<()> {
     let part = Kind::Uring.attach(&plain_map, bytes(0..8))?;
     let whole = Kind::Uring.attach(&spaced_map, bytes(0..PAGES))?;
     let again = Kind::Uring.attach(&spaced_map, bytes(0..4))?;
-    let entry = |file: &File, path: &str, pages, pins| -> Result<FilePins> {
+    let entry = |file: &File, path: &str, pages, pins, bounced| -> Result<FilePins> {
         Ok(FilePins {
             inode: file.metadata()?.ino(),
             pages,
             pins,
             owner: std::process::id(),
+            bounced,
             path: path.to_owned(),
         })
     };
@@ -483,15 +484,17 @@ fn files(context: &Context) -> Result<()> {
         Ok(())
     };
     expect(vec![
-        entry(&plain, "/plain", 8, 8)?,
-        entry(&spaced, "/with a space", PAGES, PAGES + 4)?,
+        entry(&plain, "/plain", 8, 8, 0)?,
+        entry(&spaced, "/with a space", PAGES, PAGES + 4, 0)?,
     ])?;
 
     again.unpin()?;
+    spaced.sync_all()?;
+    let copied = PAGES * PAGE as u64;
     fs::remove_file(context.path("plain"))?;
     expect(vec![
-        entry(&plain, "-", 8, 8)?,
-        entry(&spaced, "/with a space", PAGES, PAGES)?,
+        entry(&plain, "-", 8, 8, 0)?,
+        entry(&spaced, "/with a space", PAGES, PAGES, copied)?,
     ])?;
 
     part.unpin()?;
