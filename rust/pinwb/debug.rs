@@ -148,6 +148,10 @@ mod switches {
         false
     }
 
+    pub(crate) const fn no_cull() -> bool {
+        false
+    }
+
     pub(crate) const fn wait_for_pin() -> bool {
         false
     }

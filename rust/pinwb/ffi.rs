@@ -85,6 +85,17 @@ pub(crate) unsafe extern "C" fn __pinwb_folio_pinned(folio: *const bindings::fol
     writeback::is_pinned(unsafe { Folio::from_raw(folio) })
 }
 
+/// See `pinwb_folio_stays()`.
+///
+/// # Safety
+///
+/// The folio is valid.
+#[export]
+pub(crate) unsafe extern "C" fn __pinwb_folio_stays(folio: *const bindings::folio) -> bool {
+    // SAFETY: By the caller's promise.
+    writeback::stays(unsafe { Folio::from_raw(folio) })
+}
+
 /// See `pinwb_keep_dirty()`.
 ///
 /// # Safety
@@ -240,6 +251,5 @@ knockouts! {
     pinwb_knockout_touch: no_touch;
     pinwb_knockout_exempt: no_exempt;
     pinwb_knockout_freeze: no_freeze;
-    pinwb_knockout_cull: no_cull;
     pinwb_knockout_sticky: always_sticky;
 }

@@ -28,6 +28,13 @@ pub(crate) fn is_pinned(folio: &Folio) -> bool {
     pins(folio) != 0 || debug::guess_pinned(folio)
 }
 
+/// Does a pin keep the folio in memory?
+///
+/// Exactly: the last unpin must know. Context: any.
+pub(crate) fn stays(folio: &Folio) -> bool {
+    pins(folio) != 0 && !debug::no_cull()
+}
+
 /// Number of writable long-term pins.
 fn pins(folio: &Folio) -> usize {
     // CAST: 64 bits both.

@@ -58,8 +58,6 @@ PINWB_KNOCKOUT(sticky);
 PINWB_KNOCKOUT(exempt);
 /* Leaving frozen filesystems alone */
 PINWB_KNOCKOUT(freeze);
-/* Hiding pinned folios from reclaim */
-PINWB_KNOCKOUT(cull);
 
 #ifdef CONFIG_PINWB_DEBUG
 bool pinwb_guess_pinned(const struct folio *folio);
@@ -72,8 +70,9 @@ bool pinwb_guess_pinned(const struct folio *folio);
  * @pinned: those that pins keep dirty; more than 0
  *
  * Pinned pages are on the lists, or reclaim or mlock(2) has taken them off. Either
- * sum is at least what could become dirty: @lru is exact if all of them have been
- * taken off, and @cached without them if nothing else has.
+ * sum is at least what of files could become dirty: @lru is exact if all of them
+ * have been taken off, and @cached without them if nothing else has. Anonymous
+ * pages of MADV_FREE are in @lru only.
  *
  * Return: their number.
  */
@@ -156,6 +155,7 @@ static inline void mapping_set_was_pinned(struct address_space *mapping)
 }
 
 bool __pinwb_folio_pinned(const struct folio *folio);
+bool __pinwb_folio_stays(const struct folio *folio);
 bool __pinwb_keep_dirty(struct folio *folio);
 bool __pinwb_mapping_has_pins(struct address_space *mapping);
 bool __pinwb_folio_exempt(const struct folio *folio);
@@ -283,8 +283,7 @@ static inline bool pinwb_exclude_pins(struct address_space *mapping)
 static inline bool pinwb_folio_stays(const struct folio *folio,
 				     const struct address_space *mapping)
 {
-	return mapping && pinwb_folio_pinned(folio, mapping) &&
-	       !pinwb_knockout_cull();
+	return mapping && mapping_was_pinned(mapping) && __pinwb_folio_stays(folio);
 }
 
 /**

@@ -116,8 +116,8 @@ fn mlocked(context: &Context) -> Result<()> {
         } = pinned;
         if pinned_longer {
             map.unlock().context("munlock")?;
-            // Who mlocks does not know about pins: pages may be on a list until reclaim sees them.
-            page_out(&map)?;
+            // Some are on their way still.
+            filesystem::drop_caches()?;
             expect_hidden(&flags, &map, PAGES, "no longer mlocked")?;
             device.unpin()?;
         } else {

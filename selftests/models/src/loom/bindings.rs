@@ -452,7 +452,7 @@ fn folio_evictable(folio: &folio) -> bool {
     // SAFETY: The folio is valid, and so is its mapping.
     unsafe {
         !mapping_was_pinned(folio.mapping())
-            || !crate::writeback::is_pinned(crate::mm::folio::Folio::from_raw(folio))
+            || !crate::writeback::stays(crate::mm::folio::Folio::from_raw(folio))
     }
 }
 
@@ -501,13 +501,35 @@ unsafe extern "C-unwind" fn folio_rescue_unevictable(folio: *mut folio) {
         return;
     }
     let _lruvec = folio.lruvec.lock();
+    let rescue = folio.flags() & PG_UNEVICTABLE != 0 && folio_evictable(folio);
 
-    if isolated_first || folio.test_and_clear(PG_LRU) {
-        if folio_evictable(folio) {
-            folio.test_and_clear(PG_UNEVICTABLE);
-        }
+    if rescue && (isolated_first || folio.test_and_clear(PG_LRU)) {
+        folio.test_and_clear(PG_UNEVICTABLE);
+        folio.test_and_set(PG_LRU);
+    } else if isolated_first {
         folio.test_and_set(PG_LRU);
     }
+}
+
+/// As `folio_batch_move_lru()` with one of the functions that do nothing to an unevictable folio.
+///
+/// # Safety
+///
+/// The folio is valid.
+pub(crate) unsafe fn folio_batch_move_lru(folio: *mut folio) {
+    // SAFETY: By the caller's promise.
+    let folio = unsafe { at(folio) };
+
+    if !folio.test_and_clear(PG_LRU) {
+        return;
+    }
+    let _lruvec = folio.lruvec.lock();
+    let unevictable = folio.flags() & PG_UNEVICTABLE != 0;
+
+    if !debug::is(Knockout::NoRecheck) && unevictable && folio_evictable(folio) {
+        folio.test_and_clear(PG_UNEVICTABLE);
+    }
+    folio.test_and_set(PG_LRU);
 }
 
 /// Is it on the list of what can't be reclaimed?

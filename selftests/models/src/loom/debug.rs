@@ -32,6 +32,8 @@ pub(crate) enum Knockout {
     NoWait,
     /// Reclaim does not look for pins again when it has put a folio away.
     NoSecondLook,
+    /// Who clears PG_lru and leaves the folio where it is sets it again without looking for pins.
+    NoRecheck,
     /// The last unpin isolates a folio before it takes the lock of the lists.
     IsolateFirst,
 }
@@ -66,6 +68,11 @@ pub(crate) fn no_exempt() -> bool {
 
 pub(crate) fn wait_for_pin() -> bool {
     is(Knockout::WaitForPin)
+}
+
+/// Reclaim has its own knock-outs here.
+pub(crate) fn no_cull() -> bool {
+    false
 }
 
 /// A heuristic on reference counts has no model here.

@@ -88,8 +88,9 @@ enum { NR_FILE_PINNED, WB_PINNED };
 #define atomic64_try_cmpxchg_release(v, old, new) \
 	model_try_cmpxchg((unsigned long *)&(v)->counter, (unsigned long *)(old), new, true)
 
-/* Full, which they are not without the atomic beside them: there always is one. */
+/* Full, which it is not without the atomic after it: there always is one. */
 #define smp_mb__before_atomic()	model_mb()
+/* The same with the atomic before it. */
 #define smp_mb__after_atomic()	model_mb()
 
 #define PageCompound(page)	((void)(page), false)

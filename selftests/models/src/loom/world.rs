@@ -303,6 +303,12 @@ impl World {
         }
     }
 
+    /// Would move a page from one list that reclaim scans to another.
+    pub(crate) fn activate(&self, page: usize) {
+        // SAFETY: The folio belongs to the execution.
+        unsafe { bindings::folio_batch_move_lru(self.folio(page)) };
+    }
+
     /// Opts the file out, as for verity. Returns whether there were no pins.
     pub(crate) fn opt_out(&self) -> bool {
         // SAFETY: The mapping belongs to the execution.

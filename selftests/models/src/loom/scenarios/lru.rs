@@ -41,6 +41,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         preemptions: None,
     },
     Scenario {
+        name: "lru: the last pin goes while a batch has a folio that was put away",
+        run: in_a_batch,
+        breaks: &[Break {
+            without: Without::Step(Knockout::NoRecheck),
+            name: "without looking for pins before PG_lru is set",
+            says: STRANDED,
+        }],
+        preemptions: None,
+    },
+    Scenario {
         name: "lru: two pins go while reclaim puts the folio away",
         run: two_pins,
         breaks: &[NO_SECOND_LOOK, ISOLATE_FIRST],
@@ -91,6 +101,17 @@ fn scanned_again() {
 
     world.unpin();
     join(reclaim);
+    world.check_count(0, 0);
+    world.check_lru(0);
+}
+
+fn in_a_batch() {
+    let world = pinned(1);
+    world.scan(0);
+    let batch = world.spawn(|world| world.activate(0));
+
+    world.unpin();
+    join(batch);
     world.check_count(0, 0);
     world.check_lru(0);
 }
