@@ -44,7 +44,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
-use crate::bench::{latency, writer};
+use crate::bench::{latency, reclaim, writer};
 use crate::layer::Layer;
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
@@ -103,6 +103,13 @@ enum Command {
     Latency {
         #[command(flatten)]
         latency: latency::Arguments,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// What reclaim does to a control group half of whose memory is pinned
+    Reclaim {
+        #[command(flatten)]
+        reclaim: reclaim::Arguments,
         #[command(flatten)]
         options: Options,
     },
@@ -216,6 +223,7 @@ fn run(command: Command) -> Result<ExitCode> {
             println!("soak: PASSED");
         }
         Command::Latency { latency, options } => latency::run(&latency, &options)?,
+        Command::Reclaim { reclaim, options } => reclaim::run(&reclaim, &options)?,
         Command::Writer { writer, options } => writer::run(&writer, &options)?,
         Command::Stress { stress, options } => {
             let well = on_new_filesystem(&options, Layer::Disk, ["", ""], |context| {

@@ -3,6 +3,7 @@
 //! Measurements of what waits for a disk, beside pins and beside none, for the benchmark of the harness.
 
 pub mod latency;
+pub mod reclaim;
 pub mod writer;
 
 /// What is measured beside.

@@ -23,7 +23,7 @@ pub fn measure(part: Part, options: &Options, log: &Path) -> Result<Samples> {
         Part::Instructions => instructions(log),
         Part::Writeback => writeback(log),
         Part::Ledger => ledger(log),
-        Part::Writer | Part::Latency => beside_pins(part, log),
+        Part::Writer | Part::Latency | Part::Reclaim => beside_pins(part, log),
     }
 }
 
@@ -108,6 +108,12 @@ fn beside_pins(part: Part, log: &Path) -> Result<Samples> {
     let (how, memory) = match part {
         Part::Writer => (
             "writing 200 MiB to a new file, 60 % of 1 GiB of memory pinned: milliseconds",
+            1024,
+        ),
+        Part::Reclaim => (
+            "a control group of 128 MiB of which 64 MiB are pinned reads 48 MiB and 32 MiB, by turns, \
+             six times: pages scanned, pages evicted and read again, pinned pages unmapped, \
+             milliseconds",
             1024,
         ),
         _ => (

@@ -17,17 +17,20 @@ pub enum Part {
     Writer,
     /// fsync of other files beside pins, in QEMU
     Latency,
+    /// Reclaim beside pins, in QEMU
+    Reclaim,
 }
 
 impl Part {
     /// In the order of the document.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Time,
         Self::Instructions,
         Self::Writeback,
         Self::Ledger,
         Self::Writer,
         Self::Latency,
+        Self::Reclaim,
     ];
 
     /// On the command line, and in names of files.
@@ -39,6 +42,7 @@ impl Part {
             Self::Ledger => "ledger",
             Self::Writer => "writer",
             Self::Latency => "latency",
+            Self::Reclaim => "reclaim",
         }
     }
 
@@ -50,6 +54,7 @@ impl Part {
             Self::Ledger => ledger(),
             Self::Writer => writer(),
             Self::Latency => latency(),
+            Self::Reclaim => reclaim(),
         }
     }
 
@@ -68,9 +73,10 @@ impl Part {
         match (self, what) {
             (_, "instructions") => 1.0,
             (_, "bytes") => 1.0 / 1024.0,
+            (Self::Reclaim, "scanned" | "refaults" | "unmapped") => 1.0,
             (Self::Ledger, "lookup") => 1.0 / LEDGER_PAGES,
             (Self::Ledger, _) => 2.0 / LEDGER_PAGES,
-            (Self::Writeback | Self::Writer | Self::Latency, _) => 0.001,
+            (Self::Writeback | Self::Writer | Self::Latency | Self::Reclaim, _) => 0.001,
             _ => 1000.0 / f64::from(self.mebibytes() * 256),
         }
     }
@@ -78,7 +84,8 @@ impl Part {
     /// Digits after the point.
     pub(super) fn digits(self, what: &str) -> usize {
         match (self, what) {
-            (Self::Writer | Self::Latency, _) => 2,
+            (Self::Reclaim, "scanned" | "refaults" | "unmapped") => 0,
+            (Self::Writer | Self::Latency | Self::Reclaim, _) => 2,
             (_, "instructions" | "bytes") => 0,
             _ => 1,
         }
@@ -93,6 +100,7 @@ impl Part {
             Self::Ledger => "The ledger in UML, nanoseconds for each page, KiB: medians",
             Self::Writer => "Writing 200 MiB in QEMU, seconds: medians",
             Self::Latency => "fsync of another file in QEMU, milliseconds: medians of the turns",
+            Self::Reclaim => "A group half of which is pinned, in QEMU, pages and seconds: medians",
         }
     }
 
@@ -103,6 +111,7 @@ impl Part {
             Self::Writeback => ["against", "pinned"],
             Self::Ledger => ["other", "ledger"],
             Self::Writer | Self::Latency => ["no pins", "pins"],
+            Self::Reclaim => ["listed", "hidden"],
         }
     }
 }
@@ -316,6 +325,19 @@ fn latency() -> Vec<Row> {
             format!("{fs}-nothing"),
             &["p50", "p99"],
             Reach::AtMost(1.1),
+        )
+    };
+    FILESYSTEMS.map(row).into()
+}
+
+fn reclaim() -> Vec<Row> {
+    let row = |fs| {
+        both(
+            fs,
+            format!("{fs}-hidden"),
+            format!("{fs}-listed"),
+            &["ms", "refaults", "unmapped", "scanned"],
+            Reach::AtMost(1.0),
         )
     };
     FILESYSTEMS.map(row).into()
