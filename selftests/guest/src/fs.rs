@@ -277,7 +277,6 @@ impl FsKind for Btrfs {
             ("", "nodatasum"),
             ("-O ^no-holes", ""),
             ("", "flushoncommit"),
-            ("-m dup -d dup", ""),
             ("", "autodefrag"),
             ("-n 4096", "max_inline=0"),
             ("-R quota", ""),
