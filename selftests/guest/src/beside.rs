@@ -54,22 +54,26 @@ pub fn beside_steps<T>(
 #[cfg(test)]
 mod tests {
     use std::panic::{catch_unwind, AssertUnwindSafe};
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
 
     #[test]
     fn gives_what_both_give() {
-        let mut steps = 0;
+        let steps = AtomicU32::new(0);
         let step = || {
-            steps += 1;
+            steps.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
-        let pause = || {
-            thread::sleep(std::time::Duration::from_millis(20));
+        // However long it takes the thread to start.
+        let some_steps = || {
+            while steps.load(Ordering::Relaxed) == 0 {
+                thread::yield_now();
+            }
             Ok("done")
         };
-        let (done, times) = beside_steps(step, pause).unwrap();
-        assert!(done == "done" && times > 0 && times == steps);
+        let (done, times) = beside_steps(step, some_steps).unwrap();
+        assert!(done == "done" && times > 0 && times == steps.load(Ordering::Relaxed));
     }
 
     #[test]
