@@ -21,7 +21,6 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// It is removed when dropped; its processes must be gone by then.
 pub struct Cgroup {
     path: PathBuf,
-    id: u64,
     processes: File,
 }
 
@@ -43,12 +42,7 @@ impl Cgroup {
         let processes = OpenOptions::new()
             .write(true)
             .open(path.join("cgroup.procs"))?;
-        let id = path.metadata()?.ino();
-        Ok(Self {
-            path,
-            id,
-            processes,
-        })
+        Ok(Self { path, processes })
     }
 
     /// Has the command run in the group from its beginning. To be started while the group exists.
@@ -66,8 +60,16 @@ impl Cgroup {
     }
 
     /// The number by which the kernel names it.
-    pub fn id(&self) -> String {
-        self.id.to_string()
+    pub fn id(&self) -> Result<u64> {
+        Ok(self.path.metadata()?.ino())
+    }
+
+    /// A process of the group reads a file, so many bytes at a time as dd(1) has them.
+    pub fn read(&self, file: &Path, step: &str) -> Result<()> {
+        let mut command = Command::new("dd");
+        let [input, step] = [format!("if={}", file.display()), format!("bs={step}")];
+        command.args([&input, "of=/dev/null", &step]);
+        filesystem::run(self.confine(&mut command)).map(drop)
     }
 
     /// A number that the group's memory controller tells in `memory.stat` or `memory.events`.

@@ -335,6 +335,12 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     }
 }
 
+/// sync(2): everything that is dirty, on all filesystems. It tells no errors.
+pub fn sync() {
+    // SAFETY: sync has no arguments.
+    unsafe { libc::sync() };
+}
+
 /// Drops all that can be dropped from page cache and slabs.
 pub fn drop_caches() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop caches")

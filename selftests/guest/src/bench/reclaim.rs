@@ -5,8 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{ensure, Result};
@@ -24,6 +22,7 @@ use crate::map::PAGE;
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
 use crate::stamp::Stamp;
+use crate::tests::common::MIB;
 
 /// What to measure.
 #[derive(clap::Args, Debug)]
@@ -39,26 +38,8 @@ pub struct Arguments {
     turns: u32,
 }
 
-const MIB: u64 = 1 << 20;
-
-/// Where pinned pages are.
-#[derive(Clone, Copy, Debug)]
-enum Pages {
-    Listed,
-    Hidden,
-}
-
-impl Pages {
-    const ALL: [Self; 2] = [Self::Listed, Self::Hidden];
-
-    /// In the names of cases.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Listed => "listed",
-            Self::Hidden => "hidden",
-        }
-    }
-}
+/// Where pinned pages are, and what puts them there.
+const SIDES: [(&str, Option<&str>); 2] = [("listed", Some("no_cull")), ("hidden", None)];
 
 /// Prints, for each turn: pages scanned, pages that were evicted and read again, pinned pages that were
 /// unmapped, and the time in milliseconds.
@@ -75,18 +56,12 @@ fn measure(arguments: &Arguments, context: &Context) -> Result<()> {
     context.written("set", set, Stamp::fresh(), MIB as usize)?;
     context.written("once", once, Stamp::fresh(), MIB as usize)?;
     let mut numbers: BTreeMap<(&str, &str), Vec<u64>> = BTreeMap::new();
-    for pages in (0..arguments.turns).flat_map(|_| Pages::ALL) {
-        let _listed = match pages {
-            Pages::Listed => Some(Switch::knock_out("no_cull")?),
-            Pages::Hidden => None,
-        };
+    for (side, without) in (0..arguments.turns).flat_map(|_| SIDES) {
+        let _knocked_out = without.map(Switch::knock_out).transpose()?;
         let turn = turn(context, pinned, arguments.passes)?;
-        diag!("{}: {turn:?}", pages.name());
+        diag!("{side}: {turn:?}");
         for (what, number) in turn {
-            numbers
-                .entry((pages.name(), what))
-                .or_default()
-                .push(number);
+            numbers.entry((side, what)).or_default().push(number);
         }
     }
     for ((case, what), numbers) in &numbers {
@@ -113,7 +88,7 @@ fn turn(context: &Context, pinned: u64, passes: u32) -> Result<[(&'static str, u
     let start = Instant::now();
     for _ in 0..passes {
         for name in ["set", "once"] {
-            read(&group, &context.path(name))?;
+            group.read(&context.path(name), "1M")?;
         }
     }
     let took = start.elapsed();
@@ -129,11 +104,4 @@ fn turn(context: &Context, pinned: u64, passes: u32) -> Result<[(&'static str, u
         ("unmapped", unmapped / PAGE as u64),
         ("ms", took.as_millis() as u64),
     ])
-}
-
-/// A process of the group reads a file.
-fn read(group: &Cgroup, path: &Path) -> Result<()> {
-    let mut command = Command::new("dd");
-    command.args([&format!("if={}", path.display()), "of=/dev/null", "bs=1M"]);
-    filesystem::run(group.confine(&mut command)).map(|_| ())
 }

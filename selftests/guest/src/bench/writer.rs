@@ -113,8 +113,7 @@ fn pin(context: &Context, len: u64) -> Result<Pinned> {
 
 /// The time that writing a new file takes. Nothing is dirty before, but for pins.
 fn write(path: &Path, mebibytes: usize) -> Result<Duration> {
-    // SAFETY: sync has no arguments.
-    unsafe { libc::sync() };
+    filesystem::sync();
     let chunk = Stamp::fresh().bytes(0, MIB);
     let file: File = create(path)?;
     let start = Instant::now();

@@ -158,8 +158,7 @@ impl Subject {
             (SyncCall::Fdatasync, _) => file.sync_data(),
             (SyncCall::Msync, Some(map)) => map.sync(),
             (SyncCall::Sync, _) => {
-                // SAFETY: sync has no arguments.
-                unsafe { libc::sync() };
+                crate::fs::sync();
                 Ok(())
             }
             // SAFETY: the descriptor is open.

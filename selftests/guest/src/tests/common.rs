@@ -16,7 +16,7 @@ use crate::beside::beside_steps;
 use crate::context::Context;
 use crate::device::{errno, Dma, Kind};
 use crate::diag;
-use crate::fs::run;
+use crate::fs::{run, sync};
 use crate::map::Mapping;
 use crate::stamp::Stamp;
 use crate::uring;
@@ -82,8 +82,7 @@ impl Flush {
                 _ => Err(io::Error::last_os_error()),
             },
             Flush::Sync => {
-                // SAFETY: sync has no arguments.
-                unsafe { libc::sync() };
+                sync();
                 Ok(())
             }
             Flush::FsyncOfStarted => {

@@ -16,7 +16,7 @@ use crate::context::{expect_contents, Context};
 use crate::device::{errno, Kind};
 use crate::diag;
 use crate::disk;
-use crate::fs::run;
+use crate::fs::{run, sync};
 use crate::kmsg;
 use crate::layer::{Layer, Outage};
 use crate::ledger;
@@ -121,8 +121,7 @@ const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// A file that takes all the space that is left.
 pub fn fill(context: &Context, name: &str) -> Result<()> {
-    // SAFETY: sync has no arguments.
-    unsafe { libc::sync() };
+    sync();
     let file = context.create(name)?;
     let mut end = 0;
     let mut step = 64 * MIB;
@@ -201,8 +200,7 @@ fn enospc_in_writeback(context: &Context) -> Result<()> {
     expect_kept(&pinned, 1, "on a full disk")?;
     pinned.write(2)?;
     release(context, "filler")?;
-    // SAFETY: sync has no arguments.
-    unsafe { libc::sync() };
+    sync();
     // An error that sync(2) met is reported once; what counts is the call after it.
     let _ = failed(&pinned.file);
     pinned.file.sync_all().context("fsync with space again")?;
@@ -302,8 +300,7 @@ fn journal_abort(
             .context("fsync returned 0 after the abort")?;
         diag!("fsync returned 0 after the abort");
     }
-    // SAFETY: sync has no arguments.
-    unsafe { libc::sync() };
+    sync();
     expect_kept(&pinned, 3, "after the abort")?;
     drop(outage);
     expect_sync_fails(&pinned.file, &aborted, "with the disk back")?;

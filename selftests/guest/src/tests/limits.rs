@@ -87,6 +87,13 @@ fn expect_on_devices(bytes: u64, when: &str) -> Result<()> {
     Ok(())
 }
 
+/// Tells how many bytes were written back since.
+fn written_from_now() -> Result<impl Fn() -> Result<u64>> {
+    let pages = || vmstat::number("nr_written");
+    let before = pages()?;
+    Ok(move || Ok((pages()? - before) * PAGE))
+}
+
 /// Bytes of pinned pages written so far.
 fn bounced() -> Result<u64> {
     Ok(Stats::read()?.get("bounced_bytes"))
@@ -178,8 +185,7 @@ fn write_other(path: &Path, bytes: u64) -> Result<File> {
 /// Who writes little beside much that is pinned is far from the limits: nothing is written for it.
 fn writer(context: &Context) -> Result<()> {
     let (pinned, _limits) = over_the_limit(context, 16 * MIB, 32 * MIB)?;
-    let before = vmstat::number("nr_written")?;
-    let written = || anyhow::Ok((vmstat::number("nr_written")? - before) * PAGE);
+    let written = written_from_now()?;
     let path = context.path("other");
     let writer = thread::spawn(move || {
         let start = Instant::now();
@@ -211,9 +217,8 @@ fn group_writer(context: &Context) -> Result<()> {
     let group = Cgroup::new("pinwb-limits", MEMORY)?;
     let orders = Orders::new(Kind::Uring, &context.path("file"));
     let holder = Holder::start(group.confine(&mut orders.command()))?;
-    filesystem::run(&mut Command::new("sync"))?;
-    let before = vmstat::number("nr_written")?;
-    let written = || anyhow::Ok((vmstat::number("nr_written")? - before) * PAGE);
+    filesystem::sync();
+    let written = written_from_now()?;
     let mut writer = Command::new("dd");
     let output = format!("of={}", context.path("other").display());
     writer.args(["if=/dev/zero", &output, "bs=64k", "count=64", "status=none"]);
@@ -237,11 +242,12 @@ fn group_writer(context: &Context) -> Result<()> {
 
 /// Bytes of pinned pages that count for the writeback of a control group, on all devices.
 fn pinned_for(group: &Cgroup) -> Result<u64> {
+    let id = group.id()?.to_string();
     let mut pinned = 0;
     for entry in fs::read_dir("/sys/kernel/debug/bdi")? {
         let text = fs::read_to_string(entry?.path().join("wb_stats")).unwrap_or_default();
         for stats in text.split("\n\n") {
-            if vmstat::field(stats, ':', "WbCgIno").is_ok_and(|id| id == group.id()) {
+            if vmstat::field(stats, ':', "WbCgIno").is_ok_and(|found| found == id) {
                 pinned += vmstat::kilobytes(stats, "WbPinned")?;
             }
         }
@@ -319,7 +325,7 @@ fn background(context: &Context) -> Result<()> {
 /// What was pinned counts like all other dirty memory, however it was written meanwhile.
 fn unpinned(context: &Context) -> Result<()> {
     let (pinned, _limits) = over_the_limit(context, 16 * MIB, 32 * MIB)?;
-    let before = vmstat::number("nr_written")?;
+    let written = written_from_now()?;
     let Pinned {
         device, map, file, ..
     } = pinned;
@@ -327,9 +333,7 @@ fn unpinned(context: &Context) -> Result<()> {
     expect_pinned(0, "unpinned")?;
     // It is over the limits now, and the next writer finds that.
     let other = write_other(&context.path("other"), 8 * MIB)?;
-    let written =
-        || -> Result<bool> { Ok((vmstat::number("nr_written")? - before) * PAGE >= 48 * MIB) };
-    if !wait_until(Duration::from_secs(20), written)? {
+    if !wait_until(Duration::from_secs(20), || Ok(written()? >= 48 * MIB))? {
         bail!("dirty pages that were pinned are not written in the background");
     }
     drop((other, map, file));

@@ -573,12 +573,7 @@ fn reclaim(context: &Context) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(30);
     context.sparse("big", READ)?;
     let group = Cgroup::new("pinwb-reclaim", MEMORY)?;
-    let read = || {
-        let input = format!("if={}", context.path("big").display());
-        let mut command = Command::new("dd");
-        command.args([&input, "of=/dev/null", "bs=4M"]);
-        filesystem::run(group.confine(&mut command)).map(|_| ())
-    };
+    let read = || group.read(&context.path("big"), "4M");
     let own = timed(read).context("without pins")?;
     diag!("without pins: {own:?}");
     filesystem::drop_caches()?;

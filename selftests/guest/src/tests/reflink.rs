@@ -15,62 +15,49 @@ use super::errors::{expect_kept, expect_sync_fails, fill, release};
 use crate::context::{expect_contents, Context};
 use crate::device::{while_writing, Kind};
 use crate::diag;
-use crate::fs::{clone_file, run, while_frozen};
+use crate::fs::{clone_file, run, sync, while_frozen};
 use crate::ledger::Switch;
 use crate::stamp::Stamp;
 use crate::tap::{Invariant, Test};
 
 use Invariant::{I1, I3, I4, I6};
 
-/// Nothing can be cloned then.
-const NO_REFLINK: &str = "reflink=0";
+/// A test that clones, which a filesystem may have been made not to do.
+const fn cloning(name: &'static str, run: fn(&Context) -> Result<()>) -> Test {
+    Test::new(name, run)
+        .only("xfs btrfs")
+        .unless_made("reflink=0")
+}
 
 pub const TESTS: &[Test] = &[
-    Test::new("reflink.clone", |c| clone_between_rounds(c, false))
-        .only("xfs btrfs")
-        .unless_made(NO_REFLINK)
+    cloning("reflink.clone", |c| clone_between_rounds(c, false))
         .proves(&[I4, I6])
         .without_on("xfs", "no_cow"),
-    Test::new("reflink.clone_then_unpin", |c| {
+    cloning("reflink.clone_then_unpin", |c| {
         clone_between_rounds(c, true)
     })
-    .only("xfs btrfs")
-    .unless_made(NO_REFLINK)
     .proves(&[I4, I6])
     .without_on("xfs", "no_cow"),
-    Test::new("reflink.clone_while_dma", |c| {
+    cloning("reflink.clone_while_dma", |c| {
         clone_while_dma(c, File::sync_data)
     })
-    .only("xfs btrfs")
-    .unless_made(NO_REFLINK)
     .proves(&[I6])
     .without_on("xfs", "no_cow"),
-    Test::new("reflink.clone_in_writeback", clone_in_writeback)
-        .only("xfs btrfs")
-        .unless_made(NO_REFLINK)
+    cloning("reflink.clone_in_writeback", clone_in_writeback)
         .proves(&[I6])
         .without_on("xfs", "no_exclusion"),
-    Test::new("reflink.part_of_folio", part_of_folio)
-        .only("xfs btrfs")
-        .unless_made(NO_REFLINK)
+    cloning("reflink.part_of_folio", part_of_folio)
         .proves(&[I4, I6])
         .without_on("xfs", "no_cow"),
-    Test::new("reflink.unshare", unshare)
+    cloning("reflink.unshare", unshare)
         .only("xfs")
-        .unless_made(NO_REFLINK)
         .proves(&[I4]),
-    Test::new("reflink.enospc", enospc)
+    cloning("reflink.enospc", enospc)
         .only("xfs")
-        .unless_made(NO_REFLINK)
         .proves(&[I1, I4, I6])
         .without_on("xfs", "no_cow"),
-    Test::new("reflink.refused", refused)
-        .only("xfs btrfs")
-        .unless_made(NO_REFLINK),
-    Test::new("reflink.freeze_while_dma", freeze_while_dma)
-        .only("xfs btrfs")
-        .unless_made(NO_REFLINK)
-        .proves(&[I3, I4]),
+    cloning("reflink.refused", refused),
+    cloning("reflink.freeze_while_dma", freeze_while_dma).proves(&[I3, I4]),
     Test::new("xfs.shutdown_while_dma", shutdown_while_dma)
         .only("xfs")
         .proves(&[I3]),
@@ -361,8 +348,7 @@ fn freeze_while_dma(context: &Context) -> Result<()> {
     let ((), last) = while_writing(&mut *pinned.device, stamp, range.clone(), || {
         (0..5).try_for_each(|_| {
             while_frozen(&context.root(), || {
-                // SAFETY: sync has no arguments.
-                unsafe { libc::sync() };
+                sync();
                 // As after a power cut: the clone in it, and a filesystem that recovers.
                 context.expect_after_power_cut("clone", range.clone(), stamp.round(0))
             })?

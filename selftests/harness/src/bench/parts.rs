@@ -71,9 +71,8 @@ impl Part {
     /// in nanoseconds; they are shown in nanoseconds or instructions for each page.
     pub(super) fn scale(self, what: &str) -> f64 {
         match (self, what) {
-            (_, "instructions") => 1.0,
+            (_, what) if is_count(what) => 1.0,
             (_, "bytes") => 1.0 / 1024.0,
-            (Self::Reclaim, "scanned" | "refaults" | "unmapped") => 1.0,
             (Self::Ledger, "lookup") => 1.0 / LEDGER_PAGES,
             (Self::Ledger, _) => 2.0 / LEDGER_PAGES,
             (Self::Writeback | Self::Writer | Self::Latency | Self::Reclaim, _) => 0.001,
@@ -84,9 +83,8 @@ impl Part {
     /// Digits after the point.
     pub(super) fn digits(self, what: &str) -> usize {
         match (self, what) {
-            (Self::Reclaim, "scanned" | "refaults" | "unmapped") => 0,
+            (_, what) if is_count(what) || what == "bytes" => 0,
             (Self::Writer | Self::Latency | Self::Reclaim, _) => 2,
-            (_, "instructions" | "bytes") => 0,
             _ => 1,
         }
     }
@@ -114,6 +112,11 @@ impl Part {
             Self::Reclaim => ["listed", "hidden"],
         }
     }
+}
+
+/// Shown as it is.
+fn is_count(what: &str) -> bool {
+    matches!(what, "instructions" | "scanned" | "refaults" | "unmapped")
 }
 
 /// Pages of one thread in `rust/pinwb/bench.c`; half of them get a pin.
@@ -317,28 +320,25 @@ fn writer() -> Vec<Row> {
     rows
 }
 
-fn latency() -> Vec<Row> {
+/// A row for each filesystem that is measured in QEMU.
+fn by_filesystem(with: &str, base: &str, what: &'static [&'static str], reach: Reach) -> Vec<Row> {
     let row = |fs| {
         both(
             fs,
-            format!("{fs}-pins"),
-            format!("{fs}-nothing"),
-            &["p50", "p99"],
-            Reach::AtMost(1.1),
+            format!("{fs}-{with}"),
+            format!("{fs}-{base}"),
+            what,
+            reach,
         )
     };
     FILESYSTEMS.map(row).into()
 }
 
+fn latency() -> Vec<Row> {
+    by_filesystem("pins", "nothing", &["p50", "p99"], Reach::AtMost(1.1))
+}
+
 fn reclaim() -> Vec<Row> {
-    let row = |fs| {
-        both(
-            fs,
-            format!("{fs}-hidden"),
-            format!("{fs}-listed"),
-            &["ms", "refaults", "unmapped", "scanned"],
-            Reach::AtMost(1.0),
-        )
-    };
-    FILESYSTEMS.map(row).into()
+    let what = &["ms", "refaults", "unmapped", "scanned"];
+    by_filesystem("hidden", "listed", what, Reach::AtMost(1.0))
 }

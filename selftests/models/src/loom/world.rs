@@ -88,6 +88,10 @@ fn get<T>(word: &Atomic<T>) -> u64 {
 }
 
 impl World {
+    pub(crate) fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
     /// A file of `pages` clean pages, all of which were pinned before, so that the tables of the
     /// ledger are there and the mapping is flagged.
     pub(crate) fn pinned_before(pages: usize) -> Shared {

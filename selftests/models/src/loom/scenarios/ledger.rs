@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use loom::thread::{self, JoinHandle};
 
+use super::join;
 use crate::bindings;
 use crate::entry::Entry;
 use crate::ledger::Ledger;
@@ -168,10 +169,6 @@ impl Shared {
             "I7: pins counted, and held"
         );
     }
-}
-
-fn join<T>(thread: JoinHandle<T>) -> T {
-    thread.join().expect("a panic ends the execution")
 }
 
 fn first_pins() {

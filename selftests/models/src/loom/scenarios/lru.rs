@@ -2,8 +2,7 @@
 
 //! Pinned folios on and off the lists that reclaim scans.
 
-use loom::thread::JoinHandle;
-
+use super::join;
 use crate::debug::Knockout;
 use crate::models::{Break, Scenario, Without};
 use crate::world::{Shared, World};
@@ -69,55 +68,43 @@ fn pinned(pages: usize) -> Shared {
     world
 }
 
-fn join<T>(thread: JoinHandle<T>) -> T {
-    thread.join().expect("a panic ends the execution")
+/// The pins of all pages go while something happens to the last page.
+fn unpinned_beside(world: &Shared, happens: fn(&World, usize)) {
+    let page = world.pages() - 1;
+    let other = world.spawn(move |world| happens(world, page));
+
+    world.unpin();
+    join(other);
+    world.check_count(page, 0);
+    world.check_lru(page);
 }
 
 fn scanned_once() {
-    let world = pinned(1);
-    let reclaim = world.spawn(|world| world.scan(0));
-
-    world.unpin();
-    join(reclaim);
-    world.check_count(0, 0);
-    world.check_lru(0);
+    unpinned_beside(&pinned(1), World::scan);
 }
 
 /// The first page of a range goes by Rust.
 fn scanned_once_in_c() {
-    let world = pinned(2);
-    let reclaim = world.spawn(|world| world.scan(1));
-
-    world.unpin();
-    join(reclaim);
-    world.check_count(1, 0);
-    world.check_lru(1);
+    unpinned_beside(&pinned(2), World::scan);
 }
 
 fn scanned_again() {
     let world = pinned(1);
-    world.scan(0);
-    let reclaim = world.spawn(|world| world.scan(0));
 
-    world.unpin();
-    join(reclaim);
-    world.check_count(0, 0);
-    world.check_lru(0);
+    world.scan(0);
+    unpinned_beside(&world, World::scan);
 }
 
 fn in_a_batch() {
     let world = pinned(1);
-    world.scan(0);
-    let batch = world.spawn(|world| world.activate(0));
 
-    world.unpin();
-    join(batch);
-    world.check_count(0, 0);
-    world.check_lru(0);
+    world.scan(0);
+    unpinned_beside(&world, World::activate);
 }
 
 fn two_pins() {
     let world = pinned(1);
+
     assert!(world.pin());
     let reclaim = world.spawn(|world| world.scan(0));
     let other = world.spawn(World::unpin);

@@ -5,8 +5,7 @@
 //! A pin that is never dropped is part of most of these: somebody who waited for it would be a
 //! deadlock, which loom reports (I3).
 
-use loom::thread::JoinHandle;
-
+use super::join;
 use crate::debug::Knockout;
 use crate::memory::Weakness;
 use crate::models::{Break, Scenario, Without};
@@ -168,10 +167,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         preemptions: None,
     },
 ];
-
-fn join<T>(thread: JoinHandle<T>) -> T {
-    thread.join().expect("a panic ends the execution")
-}
 
 /// Pins the first page, has a device write, and syncs.
 fn pin_write_sync(world: &World) {
