@@ -80,12 +80,13 @@ impl RawDisk {
 
     /// Copies the first `len` bytes to a new file at `path`, leaving holes where there are zeroes.
     pub fn copy_sparse(&self, len: u64, path: &Path) -> Result<()> {
+        const ZEROES: [u8; PAGE] = [0; PAGE];
         let _ = fs::remove_file(path);
         let image = File::create(path)?;
         image.set_len(len)?;
         self.read_chunks(0..len, |position, chunk| {
             for (index, block) in chunk.chunks(PAGE).enumerate() {
-                if block.iter().any(|byte| *byte != 0) {
+                if *block != ZEROES[..block.len()] {
                     image.write_all_at(block, position + (index * PAGE) as u64)?;
                 }
             }
