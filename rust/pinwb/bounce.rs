@@ -729,9 +729,8 @@ pub(crate) unsafe extern "C" fn __pinwb_bounce_bio(
         Ok(bytes) => {
             crate::stats::bounced(1, bytes as u64);
             // SAFETY: The folios under writeback keep the inode.
-            let ino = unsafe { (*inode).i_ino };
-            let file = FileId::new(inode.addr(), ino);
-            BOUNCED.add(file, bytes as u64);
+            let file = unsafe { bindings::pinwb_file_id(inode) };
+            BOUNCED.add(FileId::new(file), bytes as u64);
             // SAFETY: As the caller promises.
             unsafe { crate::trace::bounce(inode, bio.as_raw(), bytes) };
             0

@@ -21,14 +21,8 @@ const SETS: usize = 64;
 pub(crate) struct FileId(u64);
 
 impl FileId {
-    /// Of the inode at `address` with the number `ino`. Subvolumes have files of the same number,
-    /// and another file may be at the same address later.
-    pub(crate) const fn new(address: usize, ino: u64) -> Self {
-        /// `GOLDEN_RATIO_64` of `linux/hash.h`.
-        const GOLDEN_RATIO: u64 = 0x61c8_8646_80b5_83eb;
-        // CAST: 64 bits both.
-        let id = (address as u64 ^ ino.rotate_left(32)).wrapping_mul(GOLDEN_RATIO);
-
+    /// Of what `pinwb_file_id()` says.
+    pub(crate) const fn new(id: u64) -> Self {
         // 0 is nobody.
         Self(if id == 0 { 1 } else { id })
     }
@@ -38,6 +32,13 @@ impl FileId {
 struct Place {
     file: Atomic<u64>,
     bytes: Atomic<u64>,
+}
+
+impl Place {
+    /// The one of a file, or one that is free.
+    fn of(places: &[Self], file: u64) -> Option<&Self> {
+        places.iter().find(|place| place.file.load(Relaxed) == file)
+    }
 }
 
 /// Bytes by file.
@@ -59,27 +60,25 @@ impl Bounced {
         }
     }
 
-    fn places(&self, FileId(file): FileId) -> &[Place; WAYS] {
-        // CAST: The upper bits of the product are the better ones.
-        &self.sets[(file >> 32) as usize % SETS]
+    /// The places that a file may have, and the one that it has.
+    fn places(&self, FileId(file): FileId) -> (&[Place; WAYS], Option<&Place>) {
+        // CAST: The upper bits of a product are the better ones.
+        let places = &self.sets[(file >> 32) as usize % SETS];
+
+        (places, Place::of(places, file))
     }
 
     /// Counts bytes of a file that were copied for writeback. Context: any.
     pub(crate) fn add(&self, file: FileId, bytes: u64) {
-        let places = self.places(file);
-        let of = |file| {
-            places
-                .iter()
-                .find(move |place| place.file.load(Relaxed) == file)
-        };
+        let (places, place) = self.places(file);
 
-        if let Some(place) = of(file.0) {
+        if let Some(place) = place {
             place.bytes.add(bytes, Relaxed);
             return;
         }
         let least = places.iter().min_by_key(|place| place.bytes.load(Relaxed));
 
-        if let Some(place) = of(0).or(least) {
+        if let Some(place) = Place::of(places, 0).or(least) {
             place.bytes.store(bytes, Relaxed);
             place.file.store(file.0, Relaxed);
         }
@@ -87,10 +86,9 @@ impl Bounced {
 
     /// Bytes of a file, since boot or since it last lost its place. Context: any.
     pub(crate) fn of(&self, file: FileId) -> u64 {
-        self.places(file)
-            .iter()
-            .find(|place| place.file.load(Relaxed) == file.0)
-            .map_or(0, |place| place.bytes.load(Relaxed))
+        let (_, place) = self.places(file);
+
+        place.map_or(0, |place| place.bytes.load(Relaxed))
     }
 }
 

@@ -12,6 +12,7 @@
 #include <linux/export.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/hash.h>
 #include <linux/init.h>
 #include <linux/iversion.h>
 #include <linux/mm.h>
@@ -25,6 +26,7 @@
 #include <linux/siphash.h>
 #include <linux/swap.h>
 #include <linux/sysctl.h>
+#include <linux/unaligned.h>
 #include <linux/writeback.h>
 
 #define CREATE_TRACE_POINTS
@@ -609,6 +611,26 @@ static struct inode *pinwb_folio_inode(struct folio *folio)
 }
 
 /**
+ * pinwb_file_id - what tells a file from others
+ * @inode: its inode
+ *
+ * Also from a file that had the same number, or the memory of its inode, before:
+ * those differ in i_generation, and after mkfs in the UUID. Files of btrfs
+ * subvolumes, which may have all of these in common, have inodes of their own.
+ * A file that leaves memory is another one when it is back.
+ *
+ * Return: a number of which the upper bits depend on everything.
+ */
+u64 pinwb_file_id(const struct inode *inode)
+{
+	u64 id = get_unaligned((const u64 *)inode->i_sb->s_uuid.b);
+
+	id = hash_64(id ^ inode->i_generation, 64);
+	id = hash_64(id ^ inode->i_ino, 64);
+	return hash_64(id ^ (unsigned long)inode, 64);
+}
+
+/**
  * pinwb_folio_place - where in which file is a folio?
  * @pfn: its head page, which was pinned at some time
  * @place: filled in; only nr_pages if the folio is in no file
@@ -636,6 +658,7 @@ bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place)
 		place->major = MAJOR(inode->i_sb->s_dev);
 		place->minor = MINOR(inode->i_sb->s_dev);
 		place->ino = inode->i_ino;
+		place->file_id = pinwb_file_id(inode);
 	}
 	rcu_read_unlock();
 	folio_put(folio);

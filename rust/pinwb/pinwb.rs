@@ -11,7 +11,7 @@
 //! - [`writeback`]: the keep-dirty step, and what writeback asks the ledger;
 //! - [`bounce`]: the copies, for a bio;
 //! - [`unchanged`]: what periodic writeback need not write again;
-//! - [`stats`], [`bounced`], [`debugfs`], [`debug`]: what happened, who is pinned, and switches for tests;
+//! - [`stats`], [`bounced`], [`debugfs`], [`debug`]: what happened, who is pinned, test switches;
 //! - [`ffi`] and `glue.c`: the border to C.
 //!
 //! The races and the arguments are in `Documentation/mm/pinwb/design.rst`.

@@ -44,8 +44,7 @@ pub(crate) struct FilePins {
 impl FilePins {
     /// Bytes of it that were copied for writeback, see `bounced.rs`.
     pub(crate) fn bounced(&self) -> u64 {
-        // CAST: 64 bits both.
-        BOUNCED.of(FileId::new(self.first.inode.addr(), self.first.ino as u64))
+        BOUNCED.of(FileId::new(self.first.file_id))
     }
 
     /// A path of the file, from the root of its filesystem, if there is one in memory.

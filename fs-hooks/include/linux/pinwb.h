@@ -683,6 +683,7 @@ struct pinwb_place {
 	unsigned int major;
 	unsigned int minor;
 	unsigned long ino;
+	u64 file_id;
 	unsigned long index;
 	unsigned long nr_pages;
 };
@@ -709,6 +710,7 @@ u64 pinwb_hash_page(const void *data);
 u32 pinwb_owner(void);
 void pinwb_pins_on(unsigned int major, unsigned int minor,
 		   struct pinwb_pins *found);
+u64 pinwb_file_id(const struct inode *inode);
 bool pinwb_folio_place(unsigned long pfn, struct pinwb_place *place);
 const char *pinwb_folio_path(unsigned long pfn, const struct inode *of,
 			     char *buf, int len);
