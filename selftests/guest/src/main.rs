@@ -27,6 +27,7 @@ mod options;
 mod pagemap;
 mod pin;
 mod pinstorm;
+mod restart;
 mod snapshot;
 mod soak;
 mod stamp;
@@ -120,6 +121,13 @@ enum Command {
         #[command(flatten)]
         options: Options,
     },
+    /// Restart the machine while a device writes to pinned pages
+    Restart {
+        #[command(flatten)]
+        restart: restart::Arguments,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Random histories of pinned files against a model
     Stress {
         #[command(flatten)]
@@ -189,13 +197,9 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::List { rst: true } => print!("{}", tests::rst()),
         Command::List { rst: false } => {
-            for test in tests::all() {
-                let once = if test.depends_on_options() {
-                    ""
-                } else {
-                    "once"
-                };
-                let proves = test.proves_names();
+            for test in tests::listed() {
+                let once = if test.once { "once" } else { "" };
+                let proves = test.proves_names(",");
                 println!("{}\t{proves}\t{}\t{once}", test.name, test.without);
             }
         }
@@ -225,6 +229,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Latency { latency, options } => latency::run(&latency, &options)?,
         Command::Reclaim { reclaim, options } => reclaim::run(&reclaim, &options)?,
         Command::Writer { writer, options } => writer::run(&writer, &options)?,
+        Command::Restart { restart, options } => restart::run(&restart, &options)?,
         Command::Stress { stress, options } => {
             let well = on_new_filesystem(&options, Layer::Disk, ["", ""], |context| {
                 stress::command(context, &stress)

@@ -161,12 +161,6 @@ impl Test {
         Self { proves, ..self }
     }
 
-    /// The invariants that it is about, separated by commas.
-    pub fn proves_names(&self) -> String {
-        let names: Vec<String> = self.proves.iter().map(|i| format!("{i:?}")).collect();
-        names.join(",")
-    }
-
     /// The test runs a second time with this knock-out (a name in debugfs) and must fail then: by an error
     /// that it returns, or by a filesystem that is damaged. A panic, a splat or a timeout doesn't count.
     pub const fn without(self, without: &'static str) -> Self {

@@ -60,6 +60,8 @@ struct Group {
     prepare: &'static str,
     /// mkfs options of an ext4 on `/mnt`; the programs run in there.
     mount: Option<&'static str>,
+    /// The guest restarts, and the programs with it: they say themselves when they begin.
+    restarts: bool,
     programs: Cow<'static, [Program]>,
 }
 
@@ -80,6 +82,7 @@ impl Group {
             timeout: 1800,
             prepare: "",
             mount: None,
+            restarts: false,
             programs: Cow::Owned(vec![Program {
                 name: programs::TEST,
                 args: set.arguments().into(),
@@ -89,9 +92,9 @@ impl Group {
 
     /// True if the guest's test program runs this test in the group.
     fn has(&self, test: &GuestTest) -> bool {
-        let of_faults = test.name.split('.').next() == Some(FAULTS);
-        if of_faults || self.name == FAULTS {
-            return of_faults && self.name == FAULTS;
+        let theme = test.name.split('.').next().unwrap_or_default();
+        if APART.contains(&theme) || APART.contains(&self.name) {
+            return theme == self.name;
         }
         let mut sets = SETS.iter();
         sets.any(|set| set.name == self.name && (set.all_tests || !test.once))
@@ -109,8 +112,12 @@ fn groups(matrix: bool) -> Vec<Group> {
 const KUNIT_X86: &str = "kunit-x86";
 /// Name of the group whose tests have run before the harness started.
 const KUNIT_UML: &str = "kunit-uml";
-/// Name of the group, and theme of the tests, with failing allocations: they run there and nowhere else.
+/// Name of the group, and theme of the tests, with failing allocations.
 const FAULTS: &str = "faults";
+/// Name of the group, and theme of the tests, that restart the machine.
+const RESTART: &str = "restart";
+/// Tests of these themes run in the group of that name and nowhere else.
+const APART: [&str; 2] = [FAULTS, RESTART];
 /// Name of the group of model checks, which have run before the harness started.
 const MODELS: &str = "models";
 /// The line by which a program's exit status comes back.
@@ -127,6 +134,7 @@ const OTHERS: &[Group] = &[
         timeout: 600,
         prepare: "mkswap $PINWB_DISK1 >/dev/null && swapon $PINWB_DISK1",
         mount: Some(""),
+        restarts: false,
         programs: Cow::Borrowed(&[program("gup_longterm"), program("cow")]),
     },
     Group {
@@ -136,6 +144,7 @@ const OTHERS: &[Group] = &[
         timeout: 600,
         prepare: "",
         mount: Some("-b 4096"),
+        restarts: false,
         programs: Cow::Borrowed(&[program("test-perftest"), program("test-fio")]),
     },
     Group {
@@ -145,6 +154,7 @@ const OTHERS: &[Group] = &[
         timeout: 600,
         prepare: "",
         mount: Some(""),
+        restarts: false,
         programs: Cow::Borrowed(&[
             program("test-perftest"),
             program("test-fio"),
@@ -158,6 +168,7 @@ const OTHERS: &[Group] = &[
         timeout: 600,
         prepare: "",
         mount: None,
+        restarts: false,
         programs: Cow::Borrowed(&[]),
     },
     Group {
@@ -167,9 +178,23 @@ const OTHERS: &[Group] = &[
         timeout: 600,
         prepare: "",
         mount: None,
+        restarts: false,
         programs: Cow::Borrowed(&[Program {
             name: programs::TEST,
             args: Cow::Borrowed("run --fs ext4 --mkfs-opts '-b 4096'"),
+        }]),
+    },
+    Group {
+        name: RESTART,
+        append: "",
+        memory: 1536,
+        timeout: 600,
+        prepare: "",
+        mount: None,
+        restarts: true,
+        programs: Cow::Borrowed(&[Program {
+            name: programs::TEST,
+            args: Cow::Borrowed("restart"),
         }]),
     },
     Group {
@@ -179,6 +204,7 @@ const OTHERS: &[Group] = &[
         timeout: 300,
         prepare: "",
         mount: None,
+        restarts: false,
         programs: Cow::Borrowed(&[]),
     },
 ];
@@ -429,10 +455,10 @@ fn script(chosen: &Chosen<'_>, timeout_scale: u32) -> String {
             }
         }
         let name = program.name;
-        script.push_str(&format!(
-            "echo '{}{name}'\n{call}\necho \"{STATUS}{name} $?\"\n",
-            tap::BEGIN
-        ));
+        if !chosen.group.restarts {
+            script.push_str(&format!("echo '{}{name}'\n", tap::BEGIN));
+        }
+        script.push_str(&format!("{call}\necho \"{STATUS}{name} $?\"\n"));
     }
     script.push_str("exit 0\n");
     script
@@ -497,6 +523,7 @@ fn run_group(
         timeout: Duration::from_secs(group.timeout) * options.timeout_scale,
         silence: Config::default().silence * options.timeout_scale,
         show_console: options.console,
+        restarts: group.restarts,
         ..Config::default()
     };
     let mount = group.mount.map(|mkfs| Mount {
@@ -604,6 +631,7 @@ mod tests {
             "pin.refused\t\t\tonce",
             "bounce.torn\tI2\tno_copy\t",
             "faults.fsync\t\t\tonce",
+            "restart.ext4_kexec\tI4\tno_keep_dirty\tonce",
         ];
         let tests = tests.map(|line| GuestTest::parse(line).unwrap());
         choose(&groups(false), Some(filter), &tests)
@@ -630,6 +658,7 @@ mod tests {
             ["ext4-4k", "ext4-1k", "xfs-4k", "xfs-1k", "btrfs"].map(|set| (set, 1, torn.clone()))
         );
         assert_eq!(names("ext4-4k/torn"), [("ext4-4k", 1, torn)]);
+        assert_eq!(names("kexec"), [(RESTART, 1, Some("kexec".to_string()))]);
         assert_eq!(names("fsync"), [(FAULTS, 1, Some("fsync".to_string()))]);
         assert_eq!(
             names("gup_longterm"),

@@ -17,6 +17,8 @@ pub const PORT_ERR: &str = "pinwb.err";
 pub const PORT_CTL: &str = "pinwb.ctl";
 /// Request on [`PORT_CTL`]: `sysrq <key>`, one per line.
 pub const SYSRQ: &str = "sysrq ";
+/// Serial of a read-only disk with the kernel, for guests that restart.
+pub const KERNEL_SERIAL: &str = "pinwb-kernel";
 /// Number of test disks that a guest has if nothing else is asked for. Disk `i` has serial `pinwb-disk<i>`, its raw view `pinwb-view<i>`.
 pub const DISKS: usize = 2;
 /// The most test disks that a guest may have.

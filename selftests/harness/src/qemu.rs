@@ -47,6 +47,8 @@ pub struct Config {
     pub show_console: bool,
     /// The guest's clock counts the instructions that it executes, one a nanosecond. One CPU.
     pub count_instructions: bool,
+    /// The guest may restart, and begins its job anew then; it finds its kernel on a disk.
+    pub restarts: bool,
     /// Root image; `None`: that of [`rootfs::image`].
     pub root: Option<PathBuf>,
     /// Sizes of the test disks, in bytes.
@@ -64,6 +66,7 @@ impl Default for Config {
             silence: Duration::from_secs(300),
             show_console: false,
             count_instructions: false,
+            restarts: false,
             root: None,
             disks: vec![DISK_BYTES; DISKS],
         }
@@ -208,8 +211,11 @@ fn command(
 ) -> Result<(Command, Vec<(UnixListener, &'static str)>)> {
     let kernel = cache::kernel(config.kernel.as_deref())?;
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot"])
+    qemu.args(["-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-vga", "none", "-machine", "q35"]);
+    if !config.restarts {
+        qemu.arg("-no-reboot");
+    }
     if config.count_instructions {
         // No waiting in real time: an idle guest's clock goes to the next timer at once.
         qemu.args(["-accel", "tcg,thread=single", "-cpu", "max"])
@@ -243,7 +249,7 @@ fn command(
     .map(String::from)
     .to_vec();
     append.extend(config.append.iter().cloned());
-    qemu.arg("-kernel").arg(kernel);
+    qemu.arg("-kernel").arg(&kernel);
     qemu.arg("-append").arg(append.join(" "));
 
     let mut disk = |name: &str, serial: &str, file: &Path, read_only: bool| -> Result<()> {
@@ -262,6 +268,9 @@ fn command(
         File::create(&file)?.set_len(*bytes)?;
         disk(&format!("disk{i}"), &format!("pinwb-disk{i}"), &file, false)?;
         disk(&format!("view{i}"), &format!("pinwb-view{i}"), &file, true)?;
+    }
+    if config.restarts {
+        disk("kernel", job::KERNEL_SERIAL, &kernel, true)?;
     }
     let file = scratch.join("job");
     let mut bytes = serde_json::to_vec(job)?;

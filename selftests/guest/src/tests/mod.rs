@@ -31,7 +31,8 @@ mod transient;
 
 use std::fs;
 
-use crate::tap::Test;
+use crate::restart;
+use crate::tap::{Invariant, Test};
 
 const THEMES: &[&[Test]] = &[
     selfcheck::TESTS,
@@ -91,18 +92,54 @@ fn command_line() -> String {
     fs::read_to_string("/proc/cmdline").unwrap_or_default()
 }
 
-/// Every test as a table of reStructuredText.
+/// A line of the list of tests.
+pub struct Listed {
+    pub name: &'static str,
+    proves: &'static [Invariant],
+    pub without: &'static str,
+    without_on: &'static str,
+    /// Whatever the options of the command line are, it comes to the same.
+    pub once: bool,
+}
+
+impl Listed {
+    /// The invariants that it is about.
+    pub fn proves_names(&self, separator: &str) -> String {
+        let names: Vec<String> = self.proves.iter().map(|i| format!("{i:?}")).collect();
+        names.join(separator)
+    }
+}
+
+/// Every test, and those that restart the machine, which a command of their own runs.
+pub fn listed() -> Vec<Listed> {
+    let tests = all().into_iter().map(|test| Listed {
+        name: test.name,
+        proves: test.proves,
+        without: test.without,
+        without_on: test.without_on,
+        once: !test.depends_on_options(),
+    });
+    let restarts = restart::CASES.iter().map(|case| Listed {
+        name: case.name,
+        proves: restart::PROVES,
+        without: case.without,
+        without_on: "",
+        once: true,
+    });
+    tests.chain(restarts).collect()
+}
+
+/// What [`listed`] has, as a table of reStructuredText.
 pub fn rst() -> String {
     let mut rows = vec![["test", "proves", "fails without"].map(String::from)];
-    for test in all() {
+    for test in listed() {
         let or_dash = |text: String| match text.as_str() {
             "" => "-".into(),
             _ => text,
         };
-        let proves = test.proves_names().replace(',', ", ");
         rows.push([
             format!("``{}``", test.name),
-            or_dash(proves),
+            or_dash(test.proves_names(", ")),
             or_dash(match test.without_on {
                 "" => test.without.into(),
                 fs => format!("{} ({fs})", test.without),
@@ -144,8 +181,8 @@ mod unit {
 
     #[test]
     fn names_differ() {
-        let names: BTreeSet<&str> = all().iter().map(|test| test.name).collect();
-        assert_eq!(names.len(), all().len());
+        let names: BTreeSet<&str> = listed().iter().map(|test| test.name).collect();
+        assert_eq!(names.len(), listed().len());
     }
 
     #[test]
@@ -174,7 +211,7 @@ mod unit {
                 "{name} is not documented"
             );
         }
-        for test in all().iter().filter(|test| !test.without.is_empty()) {
+        for test in listed().iter().filter(|test| !test.without.is_empty()) {
             assert!(
                 names.contains(test.without),
                 "{}: no {}",

@@ -42,7 +42,7 @@ fn main() {
     unmount_disks();
     nix::unistd::sync();
     let _ = reboot(RebootMode::RB_POWER_OFF);
-    // Without ACPI the kernel halts instead; QEMU runs with -no-reboot.
+    // Without ACPI the kernel halts instead; QEMU runs with -no-reboot unless the job is to restart.
     let _ = reboot(RebootMode::RB_AUTOBOOT);
 }
 
