@@ -437,7 +437,7 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
 
 /**
  * pinwb_begin_writeback - may a file that was pinned be written now?
- * @sb: its filesystem
+ * @mapping: its mapping
  * @wbc: the pass of writeback
  *
  * Freezing a filesystem writes everything, but pinned folios are dirty again,
@@ -445,7 +445,8 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
  * flusher gives up. So does sync(2), for which it works: both hold s_umount,
  * which the thaw needs, and which the freeze held when it set the state that we
  * look at. All others wait, as those who write do, and keep a freeze from going
- * on until they are done. They only try for the lock: page faults take it before
+ * on until they are done, unless there is nothing for them: a direct read calls
+ * for writeback as well, of its range. They only try for the lock: page faults take it before
  * i_mmap_lock, which our caller may hold, and then writes, so that no freeze has
  * got this far.
  *
@@ -454,9 +455,11 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
  * Return: PINWB_FROZEN if nothing may be written, and what is dirty stays so;
  * otherwise what pinwb_end_writeback() has to know.
  */
-enum pinwb_gate pinwb_begin_writeback(struct super_block *sb,
+enum pinwb_gate pinwb_begin_writeback(struct address_space *mapping,
 				      const struct writeback_control *wbc)
 {
+	struct super_block *sb = mapping->host->i_sb;
+
 	if (pinwb_knockout_freeze())
 		return PINWB_OPEN;
 	if (wbc->for_sync)
@@ -464,7 +467,10 @@ enum pinwb_gate pinwb_begin_writeback(struct super_block *sb,
 			PINWB_FROZEN : PINWB_OPEN;
 
 	while (!__sb_start_write_trylock(sb, SB_FREEZE_PAGEFAULT)) {
-		if (wbc->sync_mode == WB_SYNC_NONE || fatal_signal_pending(current))
+		if (wbc->sync_mode == WB_SYNC_NONE ||
+		    fatal_signal_pending(current) ||
+		    !filemap_range_needs_writeback(mapping, wbc->range_start,
+						   wbc->range_end))
 			return PINWB_FROZEN;
 		schedule_timeout_uninterruptible(HZ / 50);
 	}

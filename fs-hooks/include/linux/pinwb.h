@@ -197,7 +197,7 @@ enum pinwb_gate {
 	PINWB_HELD,	/* a freeze waits for pinwb_end_writeback() */
 };
 
-enum pinwb_gate pinwb_begin_writeback(struct super_block *sb,
+enum pinwb_gate pinwb_begin_writeback(struct address_space *mapping,
 				      const struct writeback_control *wbc);
 
 /**
@@ -758,7 +758,7 @@ enum pinwb_gate {
 };
 
 static inline enum pinwb_gate
-pinwb_begin_writeback(struct super_block *sb,
+pinwb_begin_writeback(struct address_space *mapping,
 		      const struct writeback_control *wbc)
 {
 	return PINWB_OPEN;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{bail, Result};
 
 use super::common::{fallocate, Flush, Pinned, MIB};
+use super::errors::in_large_folios;
 use crate::context::Context;
 use crate::device::{Dma, Kind};
 use crate::map::Mapping;
@@ -24,6 +25,10 @@ pub const TESTS: &[Test] = &[
         .without("no_touch"),
     Test::new("eof.zeroed_on_disk", eof_zeroed_on_disk).without("no_eof_zero"),
     Test::new("eof.tail_not_exposed", eof_tail_not_exposed),
+    Test::new(
+        "eof.rest_of_folio_not_exposed",
+        eof_rest_of_folio_not_exposed,
+    ),
     Test::new("eof.extended", eof_extended)
         .proves(&[I4, I6])
         .without("no_keep_dirty"),
@@ -111,6 +116,38 @@ fn eof_tail_not_exposed(context: &Context) -> Result<()> {
         if context.mismatches(&file, 0..MAPPED, &expected, stamp)? > 0 {
             bail!("{name}: what the device wrote past the end is on the disk");
         }
+    }
+    Ok(())
+}
+
+/// Nor what it wrote to the pages of a large folio that are past the end.
+fn eof_rest_of_folio_not_exposed(context: &Context) -> Result<()> {
+    type Grow = fn(&File, u64, u64) -> io::Result<()>;
+    let ways: [(&str, Grow); 3] = [
+        ("ftruncate", |file, _, len| file.set_len(len)),
+        ("pwrite", |file, _, len| file.write_all_at(&[0], len - 1)),
+        ("fallocate", |file, end, len| fallocate(file, 0, end..len)),
+    ];
+    let len = context.kind().largest_folio();
+    let end = len / 2;
+    for (name, grow) in ways {
+        let mut pinned = in_large_folios(context, name, len)?;
+        pinned.file.set_len(end)?;
+        pinned.write(1)?;
+        grow(&pinned.file, end, len)?;
+        let mut rest = vec![0xff; (len - end) as usize];
+        pinned.file.read_exact_at(&mut rest, end)?;
+        if rest.iter().any(|byte| *byte != 0) {
+            bail!("{name}: what the device wrote past the end can be read");
+        }
+        pinned.file.sync_all()?;
+        let stamp = pinned.stamp.round(1);
+        let mut expected = stamp.bytes(0, len as usize);
+        expected[end as usize..].fill(0);
+        if context.mismatches(&pinned.file, 0..len, &expected, stamp)? > 0 {
+            bail!("{name}: what the device wrote past the end is on the disk");
+        }
+        pinned.release()?;
     }
     Ok(())
 }

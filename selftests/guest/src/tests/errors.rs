@@ -32,6 +32,7 @@ pub const TESTS: &[Test] = &[
     Test::new("story7.enospc_in_writeback", enospc_in_writeback)
         .proves(&[I1, I4, I6])
         .without("no_hole_alloc"),
+    Test::new("errors.truncate_without_space", truncate_without_space).proves(&[I4, I6]),
     Test::new("story7.eio_in_writeback", |c| eio_in_writeback(c, false))
         .on(Layer::Failing)
         .proves(&[I1, I4, I6])
@@ -206,6 +207,30 @@ fn enospc_in_writeback(context: &Context) -> Result<()> {
     pinned.file.sync_all().context("fsync with space again")?;
     pinned.expect_on_disk(context, 2)?;
     context.expect_after_power_cut("file", pinned.range.clone(), pinned.stamp.round(2))
+}
+
+/// A file with pins can be made shorter when there is no space for what a device wrote to it.
+fn truncate_without_space(context: &Context) -> Result<()> {
+    let len = context.kind().largest_folio();
+    let mut pinned = in_large_folios(context, "file", len)?;
+    let left = 0..len / 2 + 512;
+    pinned.file.sync_all()?;
+    fill(context, "filler")?;
+    pinned.write(1)?;
+    // Where all that is written goes elsewhere, this is an error that waits for fsync.
+    sync();
+    pinned.file.set_len(left.end).context("truncate")?;
+    expect_eq("length", pinned.file.metadata()?.len(), left.end)?;
+    release(context, "filler")?;
+    let _ = pinned.file.sync_all();
+    pinned.file.sync_all().context("fsync with space again")?;
+    let stamp = pinned.stamp.round(1);
+    context.expect_on_disk(&pinned.file, left.clone(), stamp)?;
+    pinned.release()?;
+    context.remount()?;
+    let file = context.open("file")?;
+    expect_eq("length on the disk", file.metadata()?.len(), left.end)?;
+    expect_contents(&file, left, stamp)
 }
 
 /// A file of `len` bytes, and where on the disk its next writes go: a path that is about to go down.

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{busy_flusher, Flush, Pinned, MIB};
+use super::common::{busy_flusher, wait_until, Flush, Pinned, MIB};
 use crate::context::Context;
 use crate::device::{while_writing, Kind};
 use crate::fs::while_frozen;
-use crate::tap::{Invariant, Test};
+use crate::map::Mapping;
+use crate::stamp::Stamp;
+use crate::tap::{expect_eq, Invariant, Test};
 
 use Invariant::{I3, I4};
 
@@ -24,6 +26,7 @@ pub const TESTS: &[Test] = &[
         .proves(&[I3])
         .without_on("ext4", "no_freeze"),
     Test::new("frozen.fsync", fsync).proves(&[I4]),
+    Test::new("frozen.direct_read", direct_read).proves(&[I3]),
 ];
 
 const LEN: u64 = MIB;
@@ -90,4 +93,43 @@ fn fsync(context: &Context) -> Result<()> {
         Ok(())
     })?;
     pinned.expect_on_disk(context, 2)
+}
+
+/// A direct read of what is not pinned does not wait for the thaw.
+fn direct_read(context: &Context) -> Result<()> {
+    let stamp = Stamp::fresh();
+    let file = context.written("file", 2 * LEN, stamp, MIB as usize)?;
+    file.sync_all()?;
+    let map = Mapping::shared(&file, 0, LEN as usize)?;
+    let mut device = Kind::Uring.attach(&map, 0..LEN)?;
+    let direct = context.open_direct("file")?;
+    let buffer = Mapping::anonymous(LEN as usize)?;
+    let returned = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let (early, reader) = while_frozen(&context.root(), || -> Result<_> {
+            device.write(stamp.round(1), 0..LEN)?;
+            let reader = scope.spawn(|| {
+                let read = buffer.read_from(&direct, LEN as usize, LEN);
+                returned.store(true, Ordering::Release);
+                read
+            });
+            let early = wait_until(Duration::from_secs(5), || {
+                Ok(returned.load(Ordering::Acquire))
+            })?;
+            Ok((early, reader))
+        })??;
+        expect_eq(
+            "bytes read",
+            reader.join().expect("it panics nowhere")?,
+            LEN as usize,
+        )?;
+        if !early {
+            bail!("a direct read of clean pages waited for the thaw");
+        }
+        Ok(())
+    })?;
+    if buffer.load(0, LEN as usize) != stamp.bytes(LEN, LEN as usize) {
+        bail!("it read something else");
+    }
+    Ok(())
 }
