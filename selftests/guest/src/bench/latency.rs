@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{report, report_end, Beside};
+use super::{report, report_end};
 use crate::beside::beside_steps;
 use crate::context::{create, Context};
 use crate::device::Kind;
@@ -30,6 +30,25 @@ pub struct Arguments {
     /// Turns of each
     #[arg(long, default_value_t = 7)]
     turns: u32,
+}
+
+/// What is measured beside.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    Nothing,
+    Pins,
+}
+
+impl Beside {
+    const ALL: [Self; 2] = [Beside::Nothing, Beside::Pins];
+
+    /// In the names of cases.
+    fn name(self) -> &'static str {
+        match self {
+            Beside::Nothing => "nothing",
+            Beside::Pins => "pins",
+        }
+    }
 }
 
 const LOAD: u64 = 8 << 20;

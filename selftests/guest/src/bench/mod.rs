@@ -6,25 +6,6 @@ pub mod latency;
 pub mod reclaim;
 pub mod writer;
 
-/// What is measured beside.
-#[derive(Clone, Copy, Debug)]
-enum Beside {
-    Nothing,
-    Pins,
-}
-
-impl Beside {
-    const ALL: [Self; 2] = [Beside::Nothing, Beside::Pins];
-
-    /// In the names of cases.
-    fn name(self) -> &'static str {
-        match self {
-            Beside::Nothing => "nothing",
-            Beside::Pins => "pins",
-        }
-    }
-}
-
 /// Prints the values of one case.
 fn report(case: &str, what: &str, values: &[u64]) {
     let values: Vec<String> = values.iter().map(u64::to_string).collect();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! How fast a process writes to files while most of the memory is pinned, and dirty for that: on the same
-//! filesystem and on another one, beside no pins, and beside pins.
+//! filesystem and on another one, beside no pins, beside pins, and beside as much memory that is locked, which
+//! is as little of use to the page cache.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context as _, Result};
 
-use super::{report, report_end, Beside};
+use super::{report, report_end};
 use crate::context::{create, Context};
 use crate::device::Kind;
 use crate::diag;
@@ -19,7 +20,7 @@ use crate::disk;
 use crate::fs as filesystem;
 use crate::layer::Layer;
 use crate::ledger;
-use crate::map::PAGE;
+use crate::map::{Mapping, PAGE};
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
 use crate::stamp::Stamp;
@@ -76,24 +77,27 @@ fn measure(arguments: &Arguments, context: &Context, other: &Path) -> Result<()>
     let pinned = pinned / MIB as u64 * MIB as u64;
     diag!("{} MiB are pinned", pinned / MIB as u64);
     let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for beside in (0..arguments.rounds).flat_map(|_| Beside::ALL) {
-        let pins = match beside {
-            Beside::Nothing => None,
-            Beside::Pins => Some(pin(context, pinned)?),
-        };
+    let mut write_beside = |beside| -> Result<()> {
         for (place, directory) in [("same", context.root()), ("other", other.to_owned())] {
             let took = write(&directory.join("written"), arguments.mebibytes)?;
-            let beside = beside.name();
             diag!("{place} filesystem beside {beside}: {took:?}");
             times
                 .entry(format!("{place}-{beside}"))
                 .or_default()
                 .push(took.as_millis() as u64);
         }
-        if let Some(pins) = pins {
-            pins.release()?;
-            ledger::wait_until_empty(10)?;
-        }
+        Ok(())
+    };
+    for _ in 0..arguments.rounds {
+        write_beside("nothing")?;
+        let locked = Mapping::anonymous(pinned as usize)?;
+        locked.lock()?;
+        write_beside("locked")?;
+        drop(locked);
+        let pins = pin(context, pinned)?;
+        write_beside("pins")?;
+        pins.release()?;
+        ledger::wait_until_empty(10)?;
     }
     for (case, times) in &times {
         report(case, "ms", times);

@@ -107,7 +107,7 @@ fn add_suite(samples: &mut Samples, kernel: &str, said: &str) -> Result<()> {
 fn beside_pins(part: Part, log: &Path) -> Result<Samples> {
     let (how, memory) = match part {
         Part::Writer => (
-            "writing 200 MiB to a new file, 60 % of 1 GiB of memory pinned: milliseconds",
+            "writing 200 MiB to a new file, 60 % of 1 GiB of memory pinned, or locked by mlock(2): milliseconds",
             1024,
         ),
         Part::Reclaim => (
