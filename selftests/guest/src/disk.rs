@@ -105,6 +105,11 @@ pub fn by_serial(serial: &str) -> Option<PathBuf> {
     })
 }
 
+/// The disk beside the test disk, for whoever needs one.
+pub fn second() -> Result<PathBuf> {
+    by_serial("pinwb-disk1").context("no second disk: nothing has serial number pinwb-disk1")
+}
+
 /// Bytes that the block device at `path` holds.
 pub fn device_size(path: &Path) -> Result<u64> {
     use std::io::{Seek, SeekFrom};

@@ -386,17 +386,12 @@ pub const LOGGED: &str = "pinwb-logged";
 /// Small, because it is checked as a whole at each of many points.
 const LOGGED_SIZE: u64 = 64 * MIB;
 
-/// The disk that the log of [`Layer::LogWrites`] is on.
-pub fn log_disk() -> Result<PathBuf> {
-    disk::by_serial("pinwb-disk1").context("no disk for the log: no serial number pinwb-disk1")
-}
-
 fn remove_logged() {
     let _ = dmsetup(&["remove", "--retry", LOGGED]);
 }
 
 fn logged((disk, view, size): (&Path, &Path, u64)) -> Result<Device> {
-    let log = log_disk()?;
+    let log = disk::second()?;
     if Path::new("/dev/mapper").join(LOGGED).exists() {
         remove_logged();
     }

@@ -115,9 +115,7 @@ impl Notebook {
     const LEN: usize = 4096;
 
     fn open() -> Result<Self> {
-        Ok(Self(disk::by_serial("pinwb-disk1").context(
-            "no second disk: nothing has serial number pinwb-disk1",
-        )?))
+        disk::second().map(Self)
     }
 
     fn read(&self) -> Result<Option<Record>> {

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context as _, Result};
+use anyhow::{ensure, Result};
 
 use super::{report, report_end};
 use crate::context::{create, Context};
@@ -48,7 +48,7 @@ struct Other(PathBuf);
 
 impl Other {
     fn new(options: &Options, size: u64) -> Result<Self> {
-        let device = disk::by_serial("pinwb-disk1").context("there is no second disk")?;
+        let device = disk::second()?;
         let directory = options.work.join("other");
         fs::create_dir_all(&directory)?;
         let kind = filesystem::by_name(&options.fs)?;

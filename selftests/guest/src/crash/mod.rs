@@ -27,7 +27,7 @@ use self::recorder::{History, Recorder};
 use self::workloads::{Scene, Workload};
 use self::writer::Source;
 use crate::context::Context;
-use crate::layer;
+use crate::disk;
 use crate::ledger::Switch;
 use crate::logwrites::{Image, Log};
 
@@ -62,7 +62,7 @@ pub struct Outcome {
     pub wrong: usize,
 }
 
-/// Runs the workloads on a filesystem of [`layer::Layer::LogWrites`], and looks at what power cuts leave.
+/// Runs the workloads on a filesystem of [`crate::layer::Layer::LogWrites`], and looks at what power cuts leave.
 /// `progress` is told how many points of how many are done. The switches are those of the workload only.
 pub fn run(
     context: &Context,
@@ -86,7 +86,7 @@ pub fn run(
     }
     drop(switches);
     let history = recorder.finish();
-    let log = Log::read(&layer::log_disk()?, &history.last_mark())?;
+    let log = Log::read(&disk::second()?, &history.last_mark())?;
     let points = choose(&log, &history.marks(&log), plan.points, &mut random);
 
     let mut outcome = Outcome {

@@ -67,6 +67,30 @@ fn disk(context: &Context) -> Result<()> {
     pinned.expect_on_disk(context, last)
 }
 
+/// Freezes, has a device write, and calls something that is waited for until the time is over, and then thawed
+/// for. Returns whether it had returned by then, and what.
+fn call_while_frozen<T: Send>(
+    context: &Context,
+    write: impl FnOnce() -> Result<()>,
+    limit: Duration,
+    call: impl FnOnce() -> T + Send,
+) -> Result<(bool, T)> {
+    let returned = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (early, caller) = while_frozen(&context.root(), || -> Result<_> {
+            write()?;
+            let caller = scope.spawn(|| {
+                let result = call();
+                returned.store(true, Ordering::Release);
+                result
+            });
+            let early = wait_until(limit, || Ok(returned.load(Ordering::Acquire)))?;
+            Ok((early, caller))
+        })??;
+        Ok((early, caller.join().expect("the thread panics nowhere")))
+    })
+}
+
 /// fsync(2) waits for the thaw, and then does what it is for.
 fn fsync(context: &Context) -> Result<()> {
     let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
@@ -74,24 +98,14 @@ fn fsync(context: &Context) -> Result<()> {
     pinned.file.sync_all()?;
     let (file, device) = (&pinned.file, &mut pinned.device);
     let (stamp, range) = (pinned.stamp.round(2), pinned.range.clone());
-    let returned = AtomicBool::new(false);
-    thread::scope(|scope| -> Result<()> {
-        let (early, syncer) = while_frozen(&context.root(), || -> Result<_> {
-            device.write(stamp, range)?;
-            let syncer = scope.spawn(|| {
-                let synced = file.sync_all();
-                returned.store(true, Ordering::Release);
-                synced
-            });
-            thread::sleep(Duration::from_millis(500));
-            Ok((returned.load(Ordering::Acquire), syncer))
-        })??;
-        if early {
-            bail!("fsync returned, and the filesystem was frozen");
-        }
-        syncer.join().expect("the thread panics nowhere")?;
-        Ok(())
+    let write = || device.write(stamp, range);
+    let (early, synced) = call_while_frozen(context, write, Duration::from_millis(500), || {
+        file.sync_all()
     })?;
+    if early {
+        bail!("fsync returned, and the filesystem was frozen");
+    }
+    synced?;
     pinned.expect_on_disk(context, 2)
 }
 
@@ -104,30 +118,14 @@ fn direct_read(context: &Context) -> Result<()> {
     let mut device = Kind::Uring.attach(&map, 0..LEN)?;
     let direct = context.open_direct("file")?;
     let buffer = Mapping::anonymous(LEN as usize)?;
-    let returned = AtomicBool::new(false);
-    thread::scope(|scope| -> Result<()> {
-        let (early, reader) = while_frozen(&context.root(), || -> Result<_> {
-            device.write(stamp.round(1), 0..LEN)?;
-            let reader = scope.spawn(|| {
-                let read = buffer.read_from(&direct, LEN as usize, LEN);
-                returned.store(true, Ordering::Release);
-                read
-            });
-            let early = wait_until(Duration::from_secs(5), || {
-                Ok(returned.load(Ordering::Acquire))
-            })?;
-            Ok((early, reader))
-        })??;
-        expect_eq(
-            "bytes read",
-            reader.join().expect("it panics nowhere")?,
-            LEN as usize,
-        )?;
-        if !early {
-            bail!("a direct read of clean pages waited for the thaw");
-        }
-        Ok(())
+    let write = || device.write(stamp.round(1), 0..LEN);
+    let (early, read) = call_while_frozen(context, write, Duration::from_secs(5), || {
+        buffer.read_from(&direct, LEN as usize, LEN)
     })?;
+    expect_eq("bytes read", read?, LEN as usize)?;
+    if !early {
+        bail!("a direct read of clean pages waited for the thaw");
+    }
     if buffer.load(0, LEN as usize) != stamp.bytes(LEN, LEN as usize) {
         bail!("it read something else");
     }
