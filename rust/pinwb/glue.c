@@ -446,9 +446,9 @@ unsigned long pinwb_forget_ready(struct page **pages, unsigned long nr_pages,
  * which the thaw needs, and which the freeze held when it set the state that we
  * look at. All others wait, as those who write do, and keep a freeze from going
  * on until they are done, unless there is nothing for them: a direct read calls
- * for writeback as well, of its range. They only try for the lock: page faults take it before
- * i_mmap_lock, which our caller may hold, and then writes, so that no freeze has
- * got this far.
+ * for writeback as well, of its range. They only try for the lock: page faults
+ * take it before i_mmap_lock, which our caller may hold, and then writes, so that
+ * no freeze has got this far.
  *
  * Context: process context, no folio lock, no transaction handle; may sleep.
  *
