@@ -3,7 +3,7 @@
 //! Pinned pages stay dirty, and that must be nobody else's trouble: dirty limits and flusher.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -14,7 +14,7 @@ use anyhow::{bail, ensure, Result};
 use super::common::{flusher_interval, wait_until, Flush, Pinned, Sysctl, KIB, MIB};
 use super::errors::written_before_outage;
 use crate::cgroup::Cgroup;
-use crate::context::{create, Context};
+use crate::context::Context;
 use crate::device::Kind;
 use crate::diag;
 use crate::fs as filesystem;
@@ -42,7 +42,10 @@ pub const TESTS: &[Test] = &[
         .proves(&[I5])
         .without("no_exempt"),
     Test::new("limits.switched", switched).proves(&[I5]),
-    Test::new("limits.background", background)
+    Test::new("limits.background", |c| background(c, "other"))
+        .proves(&[I5])
+        .without("no_exempt"),
+    Test::new("limits.background_rest", |c| background(c, PINNED))
         .proves(&[I5])
         .without("no_exempt"),
     Test::new("limits.unpinned", unpinned).proves(&[I5]),
@@ -56,6 +59,8 @@ pub const TESTS: &[Test] = &[
         .without("keep_hashes"),
 ];
 
+/// The file of [`over_the_limit`].
+const PINNED: &str = "file";
 const LEN: u64 = 8 * MIB;
 const PAGE: u64 = 4 * KIB;
 /// What the counters of the devices may be wrong by.
@@ -163,7 +168,7 @@ fn dirty_limit(name: &str, bytes: u64) -> Result<Sysctl> {
 
 /// More pinned memory than is dirty before the flusher begins, or than may be dirty at all.
 fn over_the_limit(context: &Context, background: u64, limit: u64) -> Result<(Pinned, [Sysctl; 2])> {
-    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", 64 * MIB)?;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, PINNED, 64 * MIB)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
     let limits = [
@@ -173,11 +178,12 @@ fn over_the_limit(context: &Context, background: u64, limit: u64) -> Result<(Pin
     Ok((pinned, limits))
 }
 
-fn write_other(path: &Path, bytes: u64) -> Result<File> {
+/// Makes the file as much longer, or a new one.
+fn append(path: &Path, bytes: u64) -> Result<File> {
     let stamp = Stamp::fresh();
-    let file = create(path)?;
+    let mut file = File::options().create(true).append(true).open(path)?;
     for offset in (0..bytes).step_by(MIB as usize) {
-        file.write_all_at(&stamp.bytes(offset, MIB as usize), offset)?;
+        file.write_all(&stamp.bytes(offset, MIB as usize))?;
     }
     Ok(file)
 }
@@ -189,7 +195,7 @@ fn writer(context: &Context) -> Result<()> {
     let path = context.path("other");
     let writer = thread::spawn(move || {
         let start = Instant::now();
-        write_other(&path, 8 * MIB)?;
+        append(&path, 8 * MIB)?;
         anyhow::Ok(start.elapsed())
     });
     // It may take minutes if it is throttled; what is written for it is seen at once.
@@ -294,8 +300,9 @@ fn switched(context: &Context) -> Result<()> {
     expect_on_devices(0, "unpinned and clean")
 }
 
-/// The flusher in the background cleans what it can, and leaves alone what stays dirty anyway.
-fn background(context: &Context) -> Result<()> {
+/// The flusher in the background cleans what it can, and leaves alone what stays dirty anyway; also if both are
+/// of one file.
+fn background(context: &Context, name: &str) -> Result<()> {
     // A writer wakes it each MiB or so, and what came after the last time is left to the periodic wake-up. That
     // one is to find nothing old enough to be written for its age, and nothing pinned yet when it is turned on:
     // it writes all then.
@@ -306,7 +313,7 @@ fn background(context: &Context) -> Result<()> {
         Ok(vmstat::number("nr_dirty")?.saturating_sub(pinned) * PAGE)
     };
     let before = bounced()?;
-    let other = write_other(&context.path("other"), 8 * MIB)?;
+    let other = append(&context.path(name), 8 * MIB)?;
     wait_until(Duration::from_secs(20), || {
         Ok(bounced()? > before || dirty()? <= 2 * MIB)
     })?;
@@ -332,7 +339,7 @@ fn unpinned(context: &Context) -> Result<()> {
     device.unpin()?;
     expect_pinned(0, "unpinned")?;
     // It is over the limits now, and the next writer finds that.
-    let other = write_other(&context.path("other"), 8 * MIB)?;
+    let other = append(&context.path("other"), 8 * MIB)?;
     if !wait_until(Duration::from_secs(20), || Ok(written()? >= 48 * MIB))? {
         bail!("dirty pages that were pinned are not written in the background");
     }
