@@ -4,8 +4,10 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ use anyhow::{bail, ensure, Result};
 use super::common::{flusher_interval, wait_until, Flush, Pinned, Sysctl, KIB, MIB};
 use super::errors::written_before_outage;
 use crate::cgroup::Cgroup;
-use crate::context::Context;
+use crate::context::{create, Context};
 use crate::device::Kind;
 use crate::diag;
 use crate::fs as filesystem;
@@ -52,6 +54,7 @@ pub const TESTS: &[Test] = &[
     Test::new("limits.mlocked", mlocked).proves(&[I5]),
     Test::new("limits.sync_once", sync_once),
     Test::new("limits.interval", interval),
+    Test::new("limits.gets_old", gets_old),
     Test::new("limits.unchanged", unchanged),
     Test::new("limits.written_back_again", written_back_again).without("keep_hashes"),
     Test::new("limits.written_after_error", written_after_error)
@@ -59,7 +62,7 @@ pub const TESTS: &[Test] = &[
         .without("keep_hashes"),
 ];
 
-/// The file of [`over_the_limit`].
+/// The file that is pinned.
 const PINNED: &str = "file";
 const LEN: u64 = 8 * MIB;
 const PAGE: u64 = 4 * KIB;
@@ -353,7 +356,7 @@ fn mlocked(context: &Context) -> Result<()> {
     let limit = || anyhow::Ok(vmstat::number("nr_dirty_threshold")? * PAGE);
     let _half = Sysctl::set("vm/dirty_ratio", "50")?;
     let unpinned = limit()?;
-    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, PINNED, LEN)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
     let before = limit()?;
@@ -375,7 +378,7 @@ fn mlocked(context: &Context) -> Result<()> {
 
 /// sync(2) has the flusher begin, and then writes all: pinned pages once.
 fn sync_once(context: &Context) -> Result<()> {
-    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, PINNED, LEN)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
     for (round, flush) in [(2, Flush::Sync), (3, Flush::Syncfs)] {
@@ -416,7 +419,7 @@ fn expect_flusher_writes(bytes: u64, since: u64, what: &str) -> Result<()> {
 
 /// A pinned file that the flusher, which comes by often, has written once.
 fn written_by_flusher(context: &Context) -> Result<(Pinned, [Sysctl; 2])> {
-    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, PINNED, LEN)?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
     let before = bounced()?;
@@ -441,6 +444,38 @@ fn interval(context: &Context) -> Result<()> {
     }
     if bounced < 2 * LEN {
         bail!("only {bounced} bytes written in {intervals} intervals");
+    }
+    Ok(())
+}
+
+/// What a device wrote gets old enough for the flusher, although background writeback comes by all the time, for
+/// what is written to the rest of the file, and to another.
+fn gets_old(context: &Context) -> Result<()> {
+    let (mut pinned, _intervals) = written_by_flusher(context)?;
+    let other = create(&context.path("other"))?;
+    let _limit = dirty_limit("dirty_background", MIB)?;
+    let written = bounced()?;
+    pinned
+        .device
+        .write(pinned.stamp.round(2), LEN / 2..LEN / 2 + PAGE)?;
+    let chunk = Stamp::fresh().bytes(LEN, 4 * MIB as usize);
+    let ended = AtomicBool::new(false);
+    let old = thread::scope(|scope| {
+        let rest = scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                pinned.file.write_all_at(&chunk, LEN)?;
+            }
+            anyhow::Ok(())
+        });
+        let old = wait_until(EXPIRE * 5, || {
+            other.write_all_at(&chunk[..PAGE as usize], 0)?;
+            Ok(bounced()? > written)
+        });
+        ended.store(true, Ordering::Relaxed);
+        rest.join().expect("the thread panics nowhere").and(old)
+    })?;
+    if !old {
+        bail!("what a device wrote is not written while others write");
     }
     Ok(())
 }
@@ -487,7 +522,7 @@ fn unchanged(context: &Context) -> Result<()> {
 
 /// What the flusher compares with is what is on the disk, not what it wrote itself at some time.
 fn written_back_again(context: &Context) -> Result<()> {
-    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", LEN)?;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, PINNED, LEN)?;
     pinned.write(1)?;
     let before = bounced()?;
     let _intervals = short_intervals()?;
