@@ -110,7 +110,7 @@ fn bounced() -> Result<u64> {
 /// The counters follow pins, writeback and truncation.
 fn counted(context: &Context, kind: Kind) -> Result<()> {
     expect_pinned(0, "before")?;
-    let mut pinned = Pinned::sparse(context, kind, "file", LEN)?;
+    let mut pinned = Pinned::sparse(context, kind, PINNED, LEN)?;
     expect_pinned(LEN, "pinned")?;
     expect_on_devices(LEN, "pinned")?;
     for (round, flush) in (1..).zip(Flush::ALL) {
@@ -153,8 +153,8 @@ fn cgroup(context: &Context) -> Result<()> {
         ensure!(right, "{when}: file_pinned is {shown} bytes, not {bytes}");
         Ok(())
     };
-    drop(context.sparse("file", LEN)?);
-    let orders = Orders::new(Kind::Uring, &context.path("file")).write(Stamp::fresh());
+    drop(context.sparse(PINNED, LEN)?);
+    let orders = Orders::new(Kind::Uring, &context.path(PINNED)).write(Stamp::fresh());
     let mut holder = Holder::start(group.confine(&mut orders.command()))?;
     expect_shown(LEN, "pinned")?;
     holder.kill();
@@ -222,9 +222,9 @@ fn writer(context: &Context) -> Result<()> {
 /// The same within a control group, which has limits of its own.
 fn group_writer(context: &Context) -> Result<()> {
     const MEMORY: u64 = 128 * MIB;
-    drop(context.sparse("file", MEMORY / 2)?);
+    drop(context.sparse(PINNED, MEMORY / 2)?);
     let group = Cgroup::new("pinwb-limits", MEMORY)?;
-    let orders = Orders::new(Kind::Uring, &context.path("file"));
+    let orders = Orders::new(Kind::Uring, &context.path(PINNED));
     let holder = Holder::start(group.confine(&mut orders.command()))?;
     filesystem::sync();
     let written = written_from_now()?;
@@ -269,8 +269,8 @@ fn pinned_for(group: &Cgroup) -> Result<u64> {
 fn switched(context: &Context) -> Result<()> {
     let first = Cgroup::new("pinwb-first", 128 * MIB)?;
     let second = Cgroup::new("pinwb-second", 128 * MIB)?;
-    let path = context.path("file");
-    drop(context.sparse("file", LEN)?);
+    let path = context.path(PINNED);
+    drop(context.sparse(PINNED, LEN)?);
     // Who dirties a page of it first while it is in memory has it.
     context.remount()?;
     let mut one_page = Command::new("dd");
@@ -281,7 +281,7 @@ fn switched(context: &Context) -> Result<()> {
     let holder = Holder::start(second.confine(&mut orders.command()))?;
     let before = [pinned_for(&first)?, pinned_for(&second)?];
 
-    let file = context.open("file")?;
+    let file = context.open(PINNED)?;
     let mut syncs = 0;
     let moved = wait_until(Duration::from_secs(30), || {
         file.sync_all()?;
