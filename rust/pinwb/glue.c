@@ -7,6 +7,7 @@
 #define pr_fmt(fmt) "pinwb: " fmt
 
 #include <linux/backing-dev.h>
+#include <linux/blkdev.h>
 #include <linux/dcache.h>
 #include <linux/err.h>
 #include <linux/export.h>
@@ -589,6 +590,26 @@ void __pinwb_touch_times(struct inode *inode)
 		inode_maybe_inc_iversion(inode, false);
 }
 EXPORT_SYMBOL_GPL(__pinwb_touch_times);
+
+unsigned int pinwb_bio_max_bytes(const struct inode *inode,
+				 struct block_device *bdev)
+{
+	unsigned int pages = min(PINWB_BIO_MAX_PAGES, bdev_max_segments(bdev));
+	unsigned int block = i_blocksize(inode);
+
+	return max(round_down(pages << PAGE_SHIFT, block), block);
+}
+EXPORT_SYMBOL_GPL(pinwb_bio_max_bytes);
+
+/* What does not fit in any bio has one of its own. */
+bool __pinwb_bio_full(const struct bio *bio, const struct inode *inode,
+		      size_t len)
+{
+	unsigned int size = bio->bi_iter.bi_size;
+
+	return size && size + len > pinwb_bio_max_bytes(inode, bio->bi_bdev);
+}
+EXPORT_SYMBOL_GPL(__pinwb_bio_full);
 
 /* A reference to the folio with this head page, if there is still such a folio. */
 static struct folio *pinwb_get_folio(unsigned long pfn)

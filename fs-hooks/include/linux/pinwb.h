@@ -18,12 +18,11 @@
 #include <linux/writeback.h>
 
 /*
- * Most bytes that a writeback bio of a pinned mapping may carry: one
- * mempool_alloc_bulk() then serves the whole bio, and no bio ever waits for
+ * Most pages that a writeback bio of a pinned mapping may carry, on any device:
+ * one mempool_alloc_bulk() then serves the whole bio, and no bio ever waits for
  * pages while it holds some.
  */
 #define PINWB_BIO_MAX_PAGES	256
-#define PINWB_BIO_MAX_BYTES	(PINWB_BIO_MAX_PAGES << PAGE_SHIFT)
 
 /*
  * Knock-outs: the steps in C that tests leave out, to see that they are needed.
@@ -171,6 +170,8 @@ void __pinwb_account_switched(struct folio *folio, struct bdi_writeback *old_wb,
 			      struct bdi_writeback *new_wb);
 void __pinwb_touch_inode(struct inode *inode);
 void __pinwb_touch_times(struct inode *inode);
+bool __pinwb_bio_full(const struct bio *bio, const struct inode *inode,
+		      size_t len);
 int __pinwb_bounce_bio(struct bio *bio, struct inode *inode);
 void __pinwb_unbounce_bio(struct bio *bio);
 
@@ -470,8 +471,22 @@ static inline bool pinwb_bio_full(const struct bio *bio,
 				  size_t len)
 {
 	return mapping_was_pinned(mapping) &&
-	       bio->bi_iter.bi_size + len > PINWB_BIO_MAX_BYTES;
+	       __pinwb_bio_full(bio, mapping->host, len);
 }
+
+/**
+ * pinwb_bio_max_bytes - how large a writeback bio of a pinned mapping may be
+ * @inode: the inode that it writes
+ * @bdev: the device that it goes to
+ *
+ * Copies are single pages, each a segment: the block layer does not have to cut
+ * a bio of this size. If it cut a small piece off each, the plug would gather
+ * all of them before the device gets the first.
+ *
+ * Return: bytes, a multiple of the block size.
+ */
+unsigned int pinwb_bio_max_bytes(const struct inode *inode,
+				 struct block_device *bdev);
 
 /**
  * pinwb_bounce_bio - divert the pinned parts of a bio to private copies
@@ -849,6 +864,12 @@ static inline bool pinwb_bio_full(const struct bio *bio,
 				  size_t len)
 {
 	return false;
+}
+
+static inline unsigned int pinwb_bio_max_bytes(const struct inode *inode,
+					       struct block_device *bdev)
+{
+	return UINT_MAX;
 }
 
 static inline int __must_check pinwb_bounce_bio(struct bio *bio,

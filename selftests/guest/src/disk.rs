@@ -110,6 +110,44 @@ pub fn second() -> Result<PathBuf> {
     by_serial("pinwb-disk1").context("no second disk: nothing has serial number pinwb-disk1")
 }
 
+/// What sysfs says about the block device at `path`.
+fn attribute(path: &Path, name: &str) -> Result<String> {
+    let device = path.file_name().context("no device name")?;
+    let path = Path::new("/sys/block").join(device).join(name);
+    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The numbers that the kernel keeps about what the block device at `path` was asked for.
+pub struct Requests {
+    /// Write requests that have ended.
+    pub writes: u64,
+    /// Requests of any kind that have not.
+    pub in_flight: u64,
+}
+
+impl Requests {
+    /// As they are now.
+    pub fn of(path: &Path) -> Result<Self> {
+        const WRITES: usize = 4;
+        const IN_FLIGHT: usize = 8;
+        let text = attribute(path, "stat")?;
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let number = |nth: usize| -> Result<u64> {
+            let word = words.get(nth).context("a short line in sysfs")?;
+            Ok(word.parse()?)
+        };
+        Ok(Self {
+            writes: number(WRITES)?,
+            in_flight: number(IN_FLIGHT)?,
+        })
+    }
+}
+
+/// The most pieces of memory that a request to the block device at `path` may have.
+pub fn most_segments(path: &Path) -> Result<u64> {
+    Ok(attribute(path, "queue/max_segments")?.trim().parse()?)
+}
+
 /// Bytes that the block device at `path` holds.
 pub fn device_size(path: &Path) -> Result<u64> {
     use std::io::{Seek, SeekFrom};

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::disk::RawDisk;
+use crate::disk::{RawDisk, Requests};
 use crate::layer::{self, LOGGED};
 use crate::map::PAGE;
 
@@ -32,8 +32,6 @@ const MARK: u64 = 1 << 3;
 
 /// Bytes of a 512-byte sector, the unit of the target's status.
 const STATUS_SECTOR: u64 = 512;
-/// The field of a block device's statistics that counts requests which are not complete.
-const IN_FLIGHT: usize = 8;
 /// Size of `struct log_write_entry`.
 const HEADER: usize = 32;
 /// How long a mark may take to reach the log.
@@ -198,12 +196,8 @@ fn used() -> Result<u64> {
 }
 
 fn wait_until_idle(device: &Path, end: Instant) -> Result<()> {
-    let name = device.file_name().context("no device name")?;
-    let path = Path::new("/sys/block").join(name).join("stat");
     loop {
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        if text.split_whitespace().nth(IN_FLIGHT) == Some("0") {
+        if Requests::of(device)?.in_flight == 0 {
             return Ok(());
         }
         ensure!(Instant::now() < end, "{} is never idle", device.display());

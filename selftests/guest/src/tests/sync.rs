@@ -17,6 +17,7 @@ use super::common::{busy_flusher, wait_until, while_syncing, Flush, Pinned, KIB,
 use crate::context::{expect_contents, Context};
 use crate::device::{while_writing, Dma, Kind};
 use crate::diag;
+use crate::disk::{self, Requests};
 use crate::ledger::Switch;
 use crate::map::{Mapping, PAGE};
 use crate::pagemap::{PageFlags, DIRTY, LOCKED};
@@ -51,7 +52,12 @@ pub const TESTS: &[Test] = &[
         .once()
         .proves(&[I4])
         .without("no_keep_dirty"),
+    // btrfs writes so much metadata that the difference is lost in it.
+    Test::new("sync.whole_requests", whole_requests).only("ext4 xfs"),
 ];
+
+/// As many as a bio of copies has.
+const PINWB_BIO_MAX_PAGES: u64 = 256;
 
 /// Each way is tried, so that each must fail without keep-dirty, all but the first.
 fn every_sync(context: &Context, kind: Kind) -> Result<()> {
@@ -115,6 +121,27 @@ fn never_clean(context: &Context) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// A copy is a page, and a segment for the disk. Bios of them are no larger than what the disk takes at once: of
+/// each that is, the block layer would cut a small piece off.
+fn whole_requests(context: &Context) -> Result<()> {
+    let segments = disk::most_segments(context.device())?;
+    let most = segments.min(PINWB_BIO_MAX_PAGES) * PAGE as u64;
+    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", 32 * MIB)?;
+    pinned.write(1)?;
+    pinned.file.sync_all()?;
+    pinned.write(2)?;
+    let before = Requests::of(context.device())?.writes;
+    pinned.file.sync_all()?;
+    let requests = Requests::of(context.device())?.writes - before;
+    let least = pinned.file.metadata()?.len().div_ceil(most);
+    diag!("{requests} requests where {least} are the least for {segments} segments each");
+    // Metadata, and extents that end within one.
+    if requests > least + least / 2 {
+        bail!("{requests} requests, {least} would do");
+    }
+    pinned.device.unpin()
 }
 
 /// A mapped file whose middle is pinned.
