@@ -203,6 +203,10 @@ fn blockdev(name: &str, file: &Path, read_only: bool) -> Result<[OsString; 2]> {
     Ok(["-blockdev".into(), json.to_string().into()])
 }
 
+/// The CPU without KVM. It must not say that it copies fast by one instruction: QEMU does that byte by byte, and
+/// a kernel that is told so does all its large copies in that way.
+const EMULATED: &str = "max,-erms";
+
 fn command(
     config: &Config,
     job: &Job,
@@ -218,12 +222,12 @@ fn command(
     }
     if config.count_instructions {
         // No waiting in real time: an idle guest's clock goes to the next timer at once.
-        qemu.args(["-accel", "tcg,thread=single", "-cpu", "max"])
+        qemu.args(["-accel", "tcg,thread=single", "-cpu", EMULATED])
             .args(["-icount", "shift=0,sleep=off"]);
     } else if kvm() {
         qemu.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", EMULATED]);
     }
     qemu.arg("-smp").arg(config.cpus.to_string());
     qemu.arg("-m").arg(format!("{}M", config.memory));
