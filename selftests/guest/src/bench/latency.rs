@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! How long fsync(2) of a small file takes while another one on the same filesystem is written to and
-//! synced all the time: by a device with pins, or by write(2).
+//! synced all the time: by a device that has it pinned, or by write(2) of what the same device stored to
+//! memory of its own, which is how it is done without pins of files.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 
 use super::{report, report_end};
 use crate::beside::beside_steps;
 use crate::context::{create, Context};
-use crate::device::Kind;
 use crate::diag;
 use crate::layer::Layer;
 use crate::map::{Mapping, PAGE};
 use crate::mounted::on_new_filesystem;
 use crate::options::Options;
 use crate::stamp::Stamp;
+use crate::uring::{memory_file, Uring};
 
 /// What to measure.
 #[derive(clap::Args, Debug)]
@@ -72,7 +73,7 @@ fn measure(arguments: &Arguments, context: &Context) -> Result<()> {
     for _ in 0..arguments.turns {
         for (side, [p50, p99]) in &mut sides {
             let mut times = match side {
-                Beside::Pins => beside_device(&load, || syncs(&other, time))?,
+                Beside::Pins => beside_pins(&load, || syncs(&other, time))?,
                 Beside::Nothing => beside_writes(&load, || syncs(&other, time))?,
             };
             times.sort();
@@ -104,31 +105,74 @@ fn syncs(file: &File, time: Duration) -> Result<Vec<u64>> {
     Ok(times)
 }
 
-fn beside_device<T>(file: &File, body: impl FnOnce() -> Result<T>) -> Result<T> {
+/// A device, and two versions of what it stores. Those are made beforehand: to store takes no more of the
+/// CPUs than it must where the device is the kernel.
+struct Device {
+    uring: Uring,
+    versions: [File; 2],
+}
+
+impl Device {
+    fn register(map: &Mapping) -> Result<Self> {
+        let stamp = Stamp::fresh();
+        let version = |round| -> Result<File> {
+            let version = memory_file(c"version")?;
+            version.write_all_at(&stamp.round(round).bytes(0, LOAD as usize), 0)?;
+            Ok(version)
+        };
+        Ok(Self {
+            uring: Uring::register(map, 0..LOAD)?,
+            versions: [version(0)?, version(1)?],
+        })
+    }
+
+    /// Stores the version that was not stored last.
+    fn store(&mut self) -> Result<()> {
+        self.versions.swap(0, 1);
+        self.uring.read_from(&self.versions[0], 0, 0..LOAD)
+    }
+
+    fn unpin(self) -> Result<()> {
+        Ok(self.uring.unpin()?)
+    }
+}
+
+/// A device stores to pinned pages of the file.
+fn beside_pins<T>(file: &File, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let map = Mapping::shared(file, 0, LOAD as usize)?;
-    let mut device = Kind::Uring.attach(&map, 0..LOAD)?;
-    let done = while_loading(file, |stamp| device.write(stamp, 0..LOAD), body)?;
+    let mut device = Device::register(&map)?;
+    let done = while_loading(file, || device.store(), body)?;
     device.unpin()?;
     file.sync_all()?;
     Ok(done)
 }
 
+/// The same device stores to memory of no file, which is then written to the file by write(2).
 fn beside_writes<T>(file: &File, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    let write = |stamp: Stamp| Ok(file.write_all_at(&stamp.bytes(0, LOAD as usize), 0)?);
-    while_loading(file, write, body)
+    // The length keeps it off the boundary of a huge page, where the file's folios are. QEMU's TLB has room for
+    // one of two pages at the same place in them: copies from one to the other would take twenty times as long.
+    let map = Mapping::anonymous(LOAD as usize + PAGE)?;
+    let mut device = Device::register(&map)?;
+    let write = || {
+        device.store()?;
+        let written = map.write_to(file, LOAD as usize, 0)?;
+        ensure!(written as u64 == LOAD, "short write of {written} bytes");
+        Ok(())
+    };
+    let done = while_loading(file, write, body)?;
+    device.unpin()?;
+    Ok(done)
 }
 
 /// Writes and syncs the file, at a steady pace, while `body` runs.
 fn while_loading<T>(
     file: &File,
-    mut write: impl FnMut(Stamp) -> Result<()> + Send,
+    mut write: impl FnMut() -> Result<()> + Send,
     body: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    let mut stamp = Stamp::fresh();
     let load = || {
         let next = Instant::now() + PERIOD;
-        stamp = stamp.round(stamp.round + 1);
-        write(stamp)?;
+        write()?;
         file.sync_all()?;
         thread::sleep(next.saturating_duration_since(Instant::now()));
         Ok(())

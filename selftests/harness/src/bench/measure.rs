@@ -117,9 +117,9 @@ fn beside_pins(part: Part, log: &Path) -> Result<Samples> {
             1024,
         ),
         _ => (
-            "fsync of 4 KiB beside a device that writes 8 MiB, which are synced, five times a \
-             second, or beside write(2) of as much: microseconds, medians and 99th percentiles of \
-             the turns",
+            "fsync of 4 KiB beside a device that writes 8 MiB to pinned pages of a file, or to memory \
+             for write(2) to it, which are synced, five times a second: microseconds, medians and \
+             99th percentiles of the turns",
             2048,
         ),
     };
