@@ -594,22 +594,18 @@ EXPORT_SYMBOL_GPL(__pinwb_touch_times);
 unsigned int pinwb_bio_max_bytes(const struct inode *inode,
 				 struct block_device *bdev)
 {
-	unsigned int pages = min(PINWB_BIO_MAX_PAGES, bdev_max_segments(bdev));
+	const struct queue_limits *limits = bdev_limits(bdev);
 	unsigned int block = i_blocksize(inode);
+	unsigned int pages = min(limits->max_segments,
+				 limits->max_sectors >> PAGE_SECTORS_SHIFT);
 
+	if (pages && pages < PINWB_BIO_MAX_PAGES)
+		pages = rounddown(PINWB_BIO_MAX_PAGES, pages);
+	else
+		pages = PINWB_BIO_MAX_PAGES;
 	return max(round_down(pages << PAGE_SHIFT, block), block);
 }
 EXPORT_SYMBOL_GPL(pinwb_bio_max_bytes);
-
-/* What does not fit in any bio has one of its own. */
-bool __pinwb_bio_full(const struct bio *bio, const struct inode *inode,
-		      size_t len)
-{
-	unsigned int size = bio->bi_iter.bi_size;
-
-	return size && size + len > pinwb_bio_max_bytes(inode, bio->bi_bdev);
-}
-EXPORT_SYMBOL_GPL(__pinwb_bio_full);
 
 /* A reference to the folio with this head page, if there is still such a folio. */
 static struct folio *pinwb_get_folio(unsigned long pfn)

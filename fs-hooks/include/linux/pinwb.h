@@ -2,9 +2,9 @@
 /*
  * Pinned writeback: what C sees of mm/pinwb.
  *
- * Every function here is a static inline that tests one bit of the mapping (or
- * of the bio) and calls into Rust only when the bit is set, so that a mapping
- * that was never pinned pays for one test and nothing else.
+ * What is called for every folio is a static inline that tests one bit of the
+ * mapping (or of the bio) and calls into Rust only when the bit is set, so that a
+ * mapping that was never pinned pays for one test and nothing else.
  *
  * See Documentation/mm/pinwb/design.rst for the races and
  * Documentation/mm/pinwb/filesystem.rst for what a filesystem has to do.
@@ -170,8 +170,6 @@ void __pinwb_account_switched(struct folio *folio, struct bdi_writeback *old_wb,
 			      struct bdi_writeback *new_wb);
 void __pinwb_touch_inode(struct inode *inode);
 void __pinwb_touch_times(struct inode *inode);
-bool __pinwb_bio_full(const struct bio *bio, const struct inode *inode,
-		      size_t len);
 int __pinwb_bounce_bio(struct bio *bio, struct inode *inode);
 void __pinwb_unbounce_bio(struct bio *bio);
 
@@ -459,10 +457,50 @@ static inline void pinwb_touch_times(struct inode *inode)
 }
 
 /**
+ * pinwb_bio_max_bytes - how large a writeback bio of a pinned mapping may be
+ * @inode: the inode that it writes
+ * @bdev: the device that it goes to
+ *
+ * Copies are single pages, each a segment. So that the block layer does not cut
+ * a small piece off each bio, this is what the device takes in one request, or
+ * a multiple of it. A plug would gather such pieces, and what follows them,
+ * before the device gets anything.
+ *
+ * Context: any.
+ *
+ * Return: bytes, a multiple of the block size.
+ */
+unsigned int pinwb_bio_max_bytes(const struct inode *inode,
+				 struct block_device *bdev);
+
+/**
+ * pinwb_bio_over - pinwb_bio_full() without a look at the device of the bio
+ * @bio: the bio under construction
+ * @mapping: the mapping that it writes
+ * @len: bytes
+ * @max: what pinwb_bio_max_bytes() said when the bio was allocated
+ *
+ * Context: any.
+ *
+ * Return: true if so.
+ */
+static inline bool pinwb_bio_over(const struct bio *bio,
+				  const struct address_space *mapping,
+				  size_t len, unsigned int max)
+{
+	unsigned int size = bio->bi_iter.bi_size;
+
+	/* What does not fit in any bio has one of its own */
+	return mapping_was_pinned(mapping) && size && size + len > max;
+}
+
+/**
  * pinwb_bio_full - must a writeback bio be submitted before @len more bytes?
  * @bio: the bio under construction
  * @mapping: the mapping that it writes
  * @len: bytes
+ *
+ * Context: any.
  *
  * Return: true if so.
  */
@@ -471,22 +509,35 @@ static inline bool pinwb_bio_full(const struct bio *bio,
 				  size_t len)
 {
 	return mapping_was_pinned(mapping) &&
-	       __pinwb_bio_full(bio, mapping->host, len);
+	       pinwb_bio_over(bio, mapping, len,
+			      pinwb_bio_max_bytes(mapping->host, bio->bi_bdev));
 }
 
 /**
- * pinwb_bio_max_bytes - how large a writeback bio of a pinned mapping may be
+ * pinwb_bio_room - how much of a folio may be added to a writeback bio at once
+ * @bio: the bio under construction, or NULL
  * @inode: the inode that it writes
  * @bdev: the device that it goes to
  *
- * Copies are single pages, each a segment: the block layer does not have to cut
- * a bio of this size. If it cut a small piece off each, the plug would gather
- * all of them before the device gets the first.
+ * For who adds more than a block at a time. If the bio is full, it is what fits
+ * in the next one.
  *
- * Return: bytes, a multiple of the block size.
+ * Context: any.
+ *
+ * Return: bytes, a multiple of the block size if what is in @bio is.
  */
-unsigned int pinwb_bio_max_bytes(const struct inode *inode,
-				 struct block_device *bdev);
+static inline unsigned int pinwb_bio_room(const struct bio *bio,
+					  const struct inode *inode,
+					  struct block_device *bdev)
+{
+	unsigned int size = bio ? bio->bi_iter.bi_size : 0;
+	unsigned int max;
+
+	if (!mapping_was_pinned(inode->i_mapping))
+		return UINT_MAX;
+	max = pinwb_bio_max_bytes(inode, bdev);
+	return size < max ? max - size : max;
+}
 
 /**
  * pinwb_bounce_bio - divert the pinned parts of a bio to private copies
@@ -859,6 +910,19 @@ static inline void pinwb_touch_times(struct inode *inode)
 {
 }
 
+static inline unsigned int pinwb_bio_max_bytes(const struct inode *inode,
+					       struct block_device *bdev)
+{
+	return UINT_MAX;
+}
+
+static inline bool pinwb_bio_over(const struct bio *bio,
+				  const struct address_space *mapping,
+				  size_t len, unsigned int max)
+{
+	return false;
+}
+
 static inline bool pinwb_bio_full(const struct bio *bio,
 				  const struct address_space *mapping,
 				  size_t len)
@@ -866,8 +930,9 @@ static inline bool pinwb_bio_full(const struct bio *bio,
 	return false;
 }
 
-static inline unsigned int pinwb_bio_max_bytes(const struct inode *inode,
-					       struct block_device *bdev)
+static inline unsigned int pinwb_bio_room(const struct bio *bio,
+					  const struct inode *inode,
+					  struct block_device *bdev)
 {
 	return UINT_MAX;
 }

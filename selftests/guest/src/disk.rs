@@ -143,9 +143,11 @@ impl Requests {
     }
 }
 
-/// The most pieces of memory that a request to the block device at `path` may have.
-pub fn most_segments(path: &Path) -> Result<u64> {
-    Ok(attribute(path, "queue/max_segments")?.trim().parse()?)
+/// How many pages, none next to another, a request to the block device at `path` may have.
+pub fn most_pages(path: &Path) -> Result<u64> {
+    let segments: u64 = attribute(path, "queue/max_segments")?.trim().parse()?;
+    let kib: u64 = attribute(path, "queue/max_sectors_kb")?.trim().parse()?;
+    Ok(segments.min((kib << 10) / PAGE as u64))
 }
 
 /// Bytes that the block device at `path` holds.

@@ -205,7 +205,7 @@ fn blockdev(name: &str, file: &Path, read_only: bool) -> Result<[OsString; 2]> {
 
 /// The CPU without KVM. It must not say that it copies fast by one instruction: QEMU does that byte by byte, and
 /// a kernel that is told so does all its large copies in that way.
-const EMULATED: &str = "max,-erms";
+const EMULATED: &str = "max,-erms,-fsrm";
 
 fn command(
     config: &Config,

@@ -66,15 +66,17 @@ pub fn run(arguments: &Arguments, options: &Options) -> Result<()> {
 }
 
 fn measure(arguments: &Arguments, context: &Context) -> Result<()> {
-    let load = context.written("load", LOAD, Stamp::fresh(), LOAD as usize)?;
+    let load = |name| context.written(name, LOAD, Stamp::fresh(), LOAD as usize);
+    // A file each: that one was pinned is remembered.
+    let (pinned, never_pinned) = (load("pinned")?, load("never pinned")?);
     let other = create(&context.path("other"))?;
     let mut sides = Beside::ALL.map(|beside| (beside, [vec![], vec![]]));
     let time = Duration::from_secs(arguments.seconds);
     for _ in 0..arguments.turns {
         for (side, [p50, p99]) in &mut sides {
             let mut times = match side {
-                Beside::Pins => beside_pins(&load, || syncs(&other, time))?,
-                Beside::Nothing => beside_writes(&load, || syncs(&other, time))?,
+                Beside::Pins => beside_pins(&pinned, || syncs(&other, time))?,
+                Beside::Nothing => beside_writes(&never_pinned, || syncs(&other, time))?,
             };
             times.sort();
             diag!("{} syncs beside {}", times.len(), side.name());

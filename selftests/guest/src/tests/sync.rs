@@ -123,25 +123,33 @@ fn never_clean(context: &Context) -> Result<()> {
     })
 }
 
-/// A copy is a page, and a segment for the disk. Bios of them are no larger than what the disk takes at once: of
-/// each that is, the block layer would cut a small piece off.
+/// A copy is a page, and a segment for the disk. Bios of them are what the disk takes at once, or the block layer
+/// would cut a small piece off each.
 fn whole_requests(context: &Context) -> Result<()> {
-    let segments = disk::most_segments(context.device())?;
-    let most = segments.min(PINWB_BIO_MAX_PAGES) * PAGE as u64;
-    let mut pinned = Pinned::sparse(context, Kind::Uring, "file", 32 * MIB)?;
-    pinned.write(1)?;
-    pinned.file.sync_all()?;
-    pinned.write(2)?;
-    let before = Requests::of(context.device())?.writes;
-    pinned.file.sync_all()?;
-    let requests = Requests::of(context.device())?.writes - before;
-    let least = pinned.file.metadata()?.len().div_ceil(most);
-    diag!("{requests} requests where {least} are the least for {segments} segments each");
-    // Metadata, and extents that end within one.
-    if requests > least + least / 2 {
-        bail!("{requests} requests, {least} would do");
+    const LEN: u64 = 32 * MIB;
+    let pages = disk::most_pages(context.device())?.min(PINWB_BIO_MAX_PAGES);
+    let least = LEN.div_ceil(pages * PAGE as u64);
+    let stamp = Stamp::fresh();
+    for (folios, file) in [
+        ("small", context.sparse("small", LEN)?),
+        // As large as the filesystem has them.
+        ("large", context.written("large", LEN, stamp, LEN as usize)?),
+    ] {
+        let mut pinned = Pinned::new(Kind::Uring, file, stamp)?;
+        pinned.write(1)?;
+        pinned.file.sync_all()?;
+        pinned.write(2)?;
+        let before = Requests::of(context.device())?.writes;
+        pinned.file.sync_all()?;
+        let requests = Requests::of(context.device())?.writes - before;
+        diag!("{folios} folios: {requests} requests, of {pages} pages at most");
+        // Metadata, and extents that end within one.
+        if requests > least + least / 4 {
+            bail!("{folios} folios: {requests} requests, {least} would do");
+        }
+        pinned.device.unpin()?;
     }
-    pinned.device.unpin()
+    Ok(())
 }
 
 /// A mapped file whose middle is pinned.
