@@ -37,8 +37,9 @@
 //! it is under writeback, for the end of which admission waits. A folio whose pin is gone meanwhile
 //! is copied for nothing.
 //!
-//! Nothing is copied of a bio with more than PINWB_BIO_MAX_PAGES. `pinwb_bio_full()` keeps bios
-//! below that as soon as the mapping is flagged, which is when its first pin is admitted:
+//! Nothing is copied of a bio with more than PINWB_BIO_MAX_PAGES. `pinwb_bio_over()`, by which
+//! `pinwb_bio_full()` decides, and `pinwb_bio_room()` keep bios below that as soon as the mapping is
+//! flagged, which is when its first pin is admitted:
 //!
 //! 1. Writeback puts a large bio together. The mapping has no pins.
 //! 2. A pin of one of the folios is counted. Admission gets the folio lock, flags the mapping, and
@@ -122,7 +123,7 @@ use core::{
     ptr::NonNull, //
 };
 
-/// The most pages that a bio of a mapping with pins carries; `pinwb_bio_full()` sees to it.
+/// The most pages that a bio of a mapping with pins carries; `pinwb_bio_over()` sees to it.
 const BIO_MAX_PAGES: usize = bindings::PINWB_BIO_MAX_PAGES as usize;
 
 /// Pages in the reserve: the largest bio can always be served, and a second one while the first is

@@ -23,6 +23,7 @@
  * pages while it holds some.
  */
 #define PINWB_BIO_MAX_PAGES	256
+#define PINWB_BIO_MAX_BYTES	(PINWB_BIO_MAX_PAGES << PAGE_SHIFT)
 
 /*
  * Knock-outs: the steps in C that tests leave out, to see that they are needed.
@@ -461,10 +462,11 @@ static inline void pinwb_touch_times(struct inode *inode)
  * @inode: the inode that it writes
  * @bdev: the device that it goes to
  *
- * Copies are single pages, each a segment. So that the block layer does not cut
- * a small piece off each bio, this is what the device takes in one request, or
- * a multiple of it. A plug would gather such pieces, and what follows them,
- * before the device gets anything.
+ * At most PINWB_BIO_MAX_PAGES. Copies are single pages, each a segment: if the
+ * device takes fewer segments or bytes in one request, it is a multiple of what
+ * it takes, so that the block layer does not cut a small piece off each bio. A
+ * plug would gather such pieces, and what follows them, before the device gets
+ * anything.
  *
  * Context: any.
  *
@@ -478,7 +480,8 @@ unsigned int pinwb_bio_max_bytes(const struct inode *inode,
  * @bio: the bio under construction
  * @mapping: the mapping that it writes
  * @len: bytes
- * @max: what pinwb_bio_max_bytes() said when the bio was allocated
+ * @max: pinwb_bio_max_bytes() of when the bio was allocated, or if the mapping
+ *	 was not pinned then, PINWB_BIO_MAX_BYTES
  *
  * Context: any.
  *
@@ -519,8 +522,8 @@ static inline bool pinwb_bio_full(const struct bio *bio,
  * @inode: the inode that it writes
  * @bdev: the device that it goes to
  *
- * For who adds more than a block at a time. If the bio is full, it is what fits
- * in the next one.
+ * For who adds more than a block at a time, and asks pinwb_bio_full() then: if
+ * the bio is full, this is what fits in the next one.
  *
  * Context: any.
  *

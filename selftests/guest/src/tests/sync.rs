@@ -17,7 +17,7 @@ use super::common::{busy_flusher, wait_until, while_syncing, Flush, Pinned, KIB,
 use crate::context::{expect_contents, Context};
 use crate::device::{while_writing, Dma, Kind};
 use crate::diag;
-use crate::disk::{self, Requests};
+use crate::disk::{self, Requests, SmallRequests};
 use crate::ledger::Switch;
 use crate::map::{Mapping, PAGE};
 use crate::pagemap::{PageFlags, DIRTY, LOCKED};
@@ -126,6 +126,14 @@ fn never_clean(context: &Context) -> Result<()> {
 /// A copy is a page, and a segment for the disk. Bios of them are what the disk takes at once, or the block layer
 /// would cut a small piece off each.
 fn whole_requests(context: &Context) -> Result<()> {
+    expect_whole_requests(context)?;
+    // A bio is two of these, and a small one if nobody looks at it.
+    let half = PINWB_BIO_MAX_PAGES / 2 - 1;
+    let _small = SmallRequests::of(context.device(), half * PAGE as u64 / KIB)?;
+    expect_whole_requests(context)
+}
+
+fn expect_whole_requests(context: &Context) -> Result<()> {
     const LEN: u64 = 32 * MIB;
     let pages = disk::most_pages(context.device())?.min(PINWB_BIO_MAX_PAGES);
     let least = LEN.div_ceil(pages * PAGE as u64);
