@@ -47,6 +47,9 @@ pub struct Config {
     pub show_console: bool,
     /// The guest's clock counts the instructions that it executes, one a nanosecond. One CPU.
     pub count_instructions: bool,
+    /// Something is measured: without KVM, an emulated CPU does not say that it copies fast by one instruction. QEMU
+    /// does that byte by byte, and a kernel that is told so does all its large copies in that way.
+    pub measures: bool,
     /// The guest may restart, and begins its job anew then; it finds its kernel on a disk.
     pub restarts: bool,
     /// Root image; `None`: that of [`rootfs::image`].
@@ -66,6 +69,7 @@ impl Default for Config {
             silence: Duration::from_secs(300),
             show_console: false,
             count_instructions: false,
+            measures: false,
             restarts: false,
             root: None,
             disks: vec![DISK_BYTES; DISKS],
@@ -203,10 +207,6 @@ fn blockdev(name: &str, file: &Path, read_only: bool) -> Result<[OsString; 2]> {
     Ok(["-blockdev".into(), json.to_string().into()])
 }
 
-/// The CPU without KVM. It must not say that it copies fast by one instruction: QEMU does that byte by byte, and
-/// a kernel that is told so does all its large copies in that way.
-const EMULATED: &str = "max,-erms,-fsrm";
-
 fn command(
     config: &Config,
     job: &Job,
@@ -220,14 +220,18 @@ fn command(
     if !config.restarts {
         qemu.arg("-no-reboot");
     }
+    let emulated = match config.measures {
+        true => "max,-erms,-fsrm",
+        false => "max",
+    };
     if config.count_instructions {
         // No waiting in real time: an idle guest's clock goes to the next timer at once.
-        qemu.args(["-accel", "tcg,thread=single", "-cpu", EMULATED])
+        qemu.args(["-accel", "tcg,thread=single", "-cpu", emulated])
             .args(["-icount", "shift=0,sleep=off"]);
     } else if kvm() {
         qemu.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", EMULATED]);
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", emulated]);
     }
     qemu.arg("-smp").arg(config.cpus.to_string());
     qemu.arg("-m").arg(format!("{}M", config.memory));

@@ -132,6 +132,7 @@ fn beside_pins(part: Part, log: &Path) -> Result<Samples> {
         let config = Config {
             kernel: Some(image("PINWB_KERNEL")?),
             memory,
+            measures: true,
             timeout: Duration::from_secs(3600),
             silence: Duration::from_secs(1800),
             ..Config::default()
@@ -244,6 +245,7 @@ pub fn count_instructions(
         append: append.map(String::from).into_iter().collect(),
         cpus: 1,
         count_instructions: true,
+        measures: true,
         timeout: Duration::from_secs(1800),
         silence: Duration::from_secs(600),
         ..Config::default()
