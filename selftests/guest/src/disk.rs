@@ -110,13 +110,14 @@ pub fn second() -> Result<PathBuf> {
     by_serial("pinwb-disk1").context("no second disk: nothing has serial number pinwb-disk1")
 }
 
-/// A file in sysfs about the block device at `path`.
-fn attribute_path(path: &Path, name: &str) -> Result<PathBuf> {
+/// Where sysfs has something about the block device at `path`.
+pub fn attribute_path(path: &Path, name: &str) -> Result<PathBuf> {
     let device = path.file_name().context("no device name")?;
     Ok(Path::new("/sys/block").join(device).join(name))
 }
 
-fn attribute(path: &Path, name: &str) -> Result<String> {
+/// What a file there says.
+pub fn attribute(path: &Path, name: &str) -> Result<String> {
     let path = attribute_path(path, name)?;
     fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -147,36 +148,14 @@ impl Requests {
     }
 }
 
-const MOST_KIB: &str = "queue/max_sectors_kb";
+/// How many KiB a request to a block device may have; can be set to less.
+pub const MOST_KIB: &str = "queue/max_sectors_kb";
 
 /// How many pages, none next to another, a request to the block device at `path` may have.
 pub fn most_pages(path: &Path) -> Result<u64> {
     let segments: u64 = attribute(path, "queue/max_segments")?.trim().parse()?;
     let kib: u64 = attribute(path, MOST_KIB)?.trim().parse()?;
     Ok(segments.min((kib << 10) / PAGE as u64))
-}
-
-/// A block device gets small requests only, while this exists.
-pub struct SmallRequests {
-    path: PathBuf,
-    before: String,
-}
-
-impl SmallRequests {
-    /// Of so many KiB at most, to the block device at `path`.
-    pub fn of(path: &Path, kib: u64) -> Result<Self> {
-        let before = attribute(path, MOST_KIB)?;
-        let path = attribute_path(path, MOST_KIB)?;
-        fs::write(&path, kib.to_string())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { path, before })
-    }
-}
-
-impl Drop for SmallRequests {
-    fn drop(&mut self) {
-        let _ = fs::write(&self.path, &self.before);
-    }
 }
 
 /// Bytes that the block device at `path` holds.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::disk;
 use crate::tap::skip;
 
 /// What can be made to fail.
@@ -99,8 +100,7 @@ impl Faults {
 
     /// Lets bios to a block device fail.
     pub fn of_device(&mut self, device: &Path) -> Result<()> {
-        let name = device.file_name().context("no device")?;
-        let path = Path::new("/sys/block").join(name).join("make-it-fail");
+        let path = disk::attribute_path(device, "make-it-fail")?;
         fs::write(&path, "1").with_context(|| format!("cannot set {}", path.display()))?;
         self.devices.push(path);
         Ok(())

@@ -244,7 +244,7 @@ fn raid5() -> Result<Device> {
             .path()
             .file_name()
             .context("a loop device has a name")?;
-        let number = fs::read_to_string(Path::new("/sys/block").join(name).join("dev"))?;
+        let number = disk::attribute(piece.path(), "dev")?;
         set(&raid_attribute("new_dev"), number.trim())?;
         let piece = raid_attribute(&format!("dev-{}", name.to_string_lossy()));
         set(&piece.join("slot"), &slot.to_string())?;

@@ -200,8 +200,7 @@ fn removed(context: &Context) -> Result<()> {
     let mut pinned = Pinned::new(Kind::Uring, file, Stamp::fresh())?;
     pinned.write(1)?;
     pinned.file.sync_all()?;
-    let name = disk.file_name().context("a disk without a name")?;
-    let device = Path::new("/sys/block").join(name).join("device");
+    let device = disk::attribute_path(&disk, "device")?;
     let unplugged = Rescan(scsi_host(&device)?);
     fs::write(device.join("delete"), "1")?;
     pinned.write(2)?;

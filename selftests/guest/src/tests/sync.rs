@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
 
-use super::common::{busy_flusher, wait_until, while_syncing, Flush, Pinned, KIB, MIB};
+use super::common::{busy_flusher, wait_until, while_syncing, Flush, Pinned, Sysctl, KIB, MIB};
 use crate::context::{expect_contents, Context};
 use crate::device::{while_writing, Dma, Kind};
 use crate::diag;
-use crate::disk::{self, Requests, SmallRequests};
+use crate::disk::{self, Requests};
 use crate::ledger::Switch;
 use crate::map::{Mapping, PAGE};
 use crate::pagemap::{PageFlags, DIRTY, LOCKED};
@@ -128,8 +128,9 @@ fn never_clean(context: &Context) -> Result<()> {
 fn whole_requests(context: &Context) -> Result<()> {
     expect_whole_requests(context)?;
     // A bio is two of these, and a small one if nobody looks at it.
-    let half = PINWB_BIO_MAX_PAGES / 2 - 1;
-    let _small = SmallRequests::of(context.device(), half * PAGE as u64 / KIB)?;
+    let half = (PINWB_BIO_MAX_PAGES / 2 - 1) * PAGE as u64 / KIB;
+    let limit = disk::attribute_path(context.device(), disk::MOST_KIB)?;
+    let _small = Sysctl::set(&limit.to_string_lossy(), &half.to_string())?;
     expect_whole_requests(context)
 }
 
